@@ -1,0 +1,1 @@
+"""Peers and streams: the interface (`abc`), the real swarm (`libp2p`) and the one in memory (`memory`)."""

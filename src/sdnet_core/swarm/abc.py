@@ -1,0 +1,181 @@
+"""What the layers above know of a swarm: peers, connections to them, and streams.
+
+A *peer id* is libp2p's base58 text form (``12D3Koo…``); an *address* is a multiaddr as text
+(``/ip4/192.0.2.1/tcp/4001``), without a trailing ``/p2p/…`` component unless it is a relay's.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+
+from anyio.abc import ByteStream, ObjectReceiveStream
+
+__all__ = [
+    "AddressesChanged",
+    "Connected",
+    "Direction",
+    "Disconnected",
+    "StreamHandler",
+    "Swarm",
+    "SwarmEvent",
+    "SwarmStream",
+]
+
+
+class Direction(StrEnum):
+    """Who opened a connection."""
+
+    INBOUND = "inbound"
+    OUTBOUND = "outbound"
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """There is now a connection to a peer where there was none.
+
+    :param generation: counts up for every first connection to any peer in this swarm, so that a late
+        :class:`Disconnected` is never mistaken for the loss of a newer connection.
+    """
+
+    peer_id: str
+    address: str
+    direction: Direction
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The last connection to a peer is gone."""
+
+    peer_id: str
+    generation: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AddressesChanged:
+    """The addresses this swarm can be dialled at have changed."""
+
+    addresses: tuple[str, ...]
+
+
+SwarmEvent = Connected | Disconnected | AddressesChanged
+
+
+class SwarmStream(ByteStream):
+    """One bidirectional stream to a peer, authenticated and encrypted by the connection below.
+
+    It is an :class:`anyio.abc.ByteStream`: ``receive()`` raises :exc:`anyio.EndOfStream` after the other side's
+    orderly end, :exc:`anyio.BrokenResourceError` when the stream was reset or the connection was lost, and
+    :exc:`anyio.ClosedResourceError` after our own ``aclose()``. One task may receive while another sends.
+    """
+
+    @property
+    @abstractmethod
+    def peer_id(self) -> str:
+        """The peer at the other end, as the connection below authenticated it."""
+
+    @property
+    @abstractmethod
+    def protocol(self) -> str:
+        """The libp2p protocol id agreed for this stream, such as ``/sdnet/pairing/1``."""
+
+    @property
+    @abstractmethod
+    def generation(self) -> int:
+        """The :attr:`Connected.generation` of the connection the stream runs on."""
+
+    @abstractmethod
+    async def reset(self) -> None:
+        """End the stream in both directions at once; what was not delivered is dropped.
+
+        Never raises; may be called at any time, also from a cancelled scope.
+        """
+
+
+StreamHandler = Callable[[SwarmStream], Awaitable[None]]
+
+
+class Swarm(ABC):
+    """All of a node's connections.
+
+    Use: ``async with swarm.run(): await swarm.listen([...])``. Everything a swarm started has ended when the
+    ``run()`` block is left; every listener is closed then.
+    """
+
+    @property
+    @abstractmethod
+    def peer_id(self) -> str:
+        """Our own peer id."""
+
+    @property
+    @abstractmethod
+    def addresses(self) -> tuple[str, ...]:
+        """The concrete addresses we listen on (wildcards resolved, real ports). Empty before `listen`."""
+
+    @abstractmethod
+    def run(self) -> AbstractAsyncContextManager[None]:
+        """Run the swarm's own tasks for the length of the block."""
+
+    @abstractmethod
+    async def listen(self, addresses: Sequence[str]) -> None:
+        """Listen on each address; port 0 picks a free one.
+
+        An address family that this machine lacks is a warning as long as another address works.
+
+        :raises TransportError: none of the addresses could be listened on, or a named port is in use.
+        """
+
+    @abstractmethod
+    async def dial(self, peer_id: str, addresses: Iterable[str], *, timeout_s: float = 15.0) -> None:
+        """Have a connection to a peer: return at once if there is one, else try all addresses.
+
+        Cancel-safe: a cancelled dial leaves no connection half open.
+
+        :raises ConnectionFailedError: no address answered as that peer, or there were none.
+        """
+
+    @abstractmethod
+    async def hang_up(self, peer_id: str) -> None:
+        """Close every connection to a peer. Does nothing if there is none."""
+
+    @abstractmethod
+    def is_connected(self, peer_id: str) -> bool:
+        """Whether there is a connection to a peer now."""
+
+    @abstractmethod
+    def remote_address(self, peer_id: str) -> str | None:
+        """The address of the connection to a peer, or None if there is none or it is not known."""
+
+    @abstractmethod
+    async def open_stream(
+        self, peer_id: str, protocols: Sequence[str], *, timeout_s: float = 10.0
+    ) -> SwarmStream:
+        """Open a stream for the first of the protocols that the other side speaks.
+
+        :param protocols: protocol ids, preferred first.
+        :raises ConnectionFailedError: there is no connection to that peer, or it broke.
+        :raises ProtocolError: the peer speaks none of the protocols.
+        :raises NetworkTimeoutError: the peer did not agree within ``timeout_s``.
+        """
+
+    @abstractmethod
+    def set_stream_handler(self, protocol: str, handler: StreamHandler) -> None:
+        """Serve a protocol. The stream is closed when the handler returns, and reset when it raises.
+
+        A handler runs in a cancel scope of its own, which is cancelled when the connection the stream runs on is
+        lost or hung up. An exception is logged, never raised into the swarm.
+        """
+
+    @abstractmethod
+    def remove_stream_handler(self, protocol: str) -> None:
+        """Stop serving a protocol; streams already running go on."""
+
+    @property
+    @abstractmethod
+    def events(self) -> ObjectReceiveStream[SwarmEvent]:
+        """What happens to connections, in order. There is one reader: the core's event loop task."""
