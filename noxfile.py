@@ -1,0 +1,103 @@
+"""The project's checks as nox sessions; they run in the environment that `dev.py` makes.
+
+`nox -s test` runs every check that `.ci/run` runs; `nox --list` shows the parts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["test"]
+
+ROOT = Path(__file__).parent
+PYTHON = sys.executable
+PACKAGES = ["src", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("plugins/*/src"))]
+MEMBERS = [
+    "sdnet",
+    "sdnet-core",
+    "sdnet-file-transfer",
+    "sdnet-messaging",
+    "sdnet-pairing",
+    "sdnet-spacedrop",
+]
+# Tests of daemons mostly wait, so more workers than cores pay; a file stays on one worker with its fixtures.
+PYTEST = [PYTHON, "-m", "pytest", "-n", "4", "--dist", "loadfile"]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting with ruff."""
+    session.run(PYTHON, "-m", "ruff", "check")
+    session.run(PYTHON, "-m", "ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of every package with mypy in strict mode."""
+    session.run(PYTHON, "-m", "mypy", *PACKAGES)
+    session.run(PYTHON, "-m", "mypy", "dev.py", "noxfile.py")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the unit, layer, integration and plugin tests."""
+    session.run(*PYTEST, "--ignore=tests/e2e", "--ignore=tests/packaging", *session.posargs)
+
+
+@nox.session
+def e2e(session: nox.Session) -> None:
+    """Run the tests that drive daemons as processes through the command line."""
+    session.run(*PYTEST, "tests/e2e", *session.posargs)
+
+
+@nox.session
+def packaging(session: nox.Session) -> None:
+    """Build the distributions and test them in clean environments."""
+    session.run(PYTHON, "-m", "pytest", "tests/packaging", *session.posargs)
+
+
+@nox.session
+def test(session: nox.Session) -> None:
+    """Run every check; all tests go through one pytest, whose summary is the last thing printed."""
+    lint(session)
+    types(session)
+    session.run(*PYTEST, *session.posargs)
+    # Without this nox would print its own success line below pytest's summary.
+    logging.getLogger("nox").setLevel(logging.WARNING)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Let two devices on this machine pair, talk and send files."""
+    session.run(PYTHON, "tools/demo.py", *session.posargs)
+
+
+@nox.session
+def pins(session: nox.Session) -> None:
+    """Refresh requirements/*.txt; `nox -s pins -- --upgrade` also moves to newer versions."""
+    everything = ["pyproject.toml", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("plugins/*/pyproject.toml"))]
+    _compile(session, "dev", *everything, "--group", "dev", *session.posargs)
+    _compile(session, "runtime", *everything)
+    _compile(session, "build", "--group", "build")
+    _compile(session, "uv", "--group", "bootstrap")
+
+
+def _compile(session: nox.Session, name: str, *sources: str) -> None:
+    """Write one requirements file with the hashes of all its third-party packages and no host, path or member."""
+    output = f"requirements/{name}.txt"
+    agree = [] if name == "dev" else ["--constraints", "requirements/dev.txt"]
+    session.run(
+        *(PYTHON, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11"),
+        *("--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-url", "--no-emit-find-links"),
+        *(f"--no-emit-package={member}" for member in MEMBERS),
+        *("--output-file", output, *agree, *sources),
+        env={key: value for key, value in os.environ.items() if not key.startswith(("UV_", "PIP_"))},
+        include_outer_env=False,
+    )
