@@ -1,4 +1,4 @@
-"""Who a device is: its Ed25519 key, the peer id and fingerprint that follow from it, and what it tells others (pure)."""
+"""Who a device is: its Ed25519 key, peer id and fingerprint, and what it tells others about itself (pure)."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _proquint(value: int) -> str:
 DeviceName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
 
-class DeviceInfo(Message, kw_only=True, tag=1):
+class DeviceInfo(Message, frozen=True, kw_only=True, tag=1):
     """What devices tell each other about themselves at pairing.
 
     :param device_id: UUID, 16 bytes, bound to the key at first start.

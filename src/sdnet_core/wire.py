@@ -42,7 +42,10 @@ Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="t"):
-    """Base of every wire message. Subclasses say ``kw_only=True, tag=<int>`` and bound every length with `msgspec.Meta`."""
+    """Base of every wire message.
+
+    Subclasses say ``frozen=True, kw_only=True, tag=<int>`` and bound every length with `msgspec.Meta`.
+    """
 
 
 def encode(value: Any) -> bytes:

@@ -1,0 +1,277 @@
+"""Settings: defaults, then the TOML file, then ``SDNET_*`` variables, then arguments; the last one wins.
+
+A variable is named after its place in the file: ``SDNET_NODE_NAME`` is ``name`` in ``[node]``; lists are separated by
+commas. ``SDNET_HOME`` moves everything sdnet keeps below one folder. This is the only module that knows about platform
+directories and the environment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import platformdirs
+
+from .errors import ConfigurationError
+
+__all__ = [
+    "Config",
+    "ConnectionSettings",
+    "DiscoverySettings",
+    "LogSettings",
+    "NodeSettings",
+    "Paths",
+    "PluginSettings",
+    "load_config",
+]
+
+_INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[node]``
+
+    :param name: what other devices call this one; the host's name by default.
+    :param listen: multiaddrs to listen on; port 0 keeps the port of the last run if it is free.
+    :param downloads: folder for received files; the platform's downloads folder by default.
+    """
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | None = None
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0")
+    downloads: str | None = None
+
+
+class DiscoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[discovery]``
+
+    :param mdns: announce and browse on the local network.
+    :param mdns_interfaces: addresses of the interfaces to use; all when empty.
+    """
+
+    mdns: bool = True
+    mdns_interfaces: tuple[str, ...] = ()
+
+
+class ConnectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[connections]``; times in seconds
+
+    :param max_connections: connections held at once.
+    :param reconnect_min_s: first pause between attempts; it doubles, with jitter, up to ``reconnect_max_s``.
+    :param keepalive_misses: unanswered keepalives after which a connection counts as lost.
+    """
+
+    max_connections: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 50
+    dial_timeout_s: Positive = 15.0
+    handshake_timeout_s: Positive = 10.0
+    reconnect_min_s: Positive = 0.5
+    reconnect_max_s: Positive = 60.0
+    keepalive_interval_s: Positive = 30.0
+    keepalive_misses: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
+
+
+class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[log]``
+
+    :param max_bytes: size at which the log file is rotated.
+    :param backups: rotated files kept.
+    """
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    max_bytes: Annotated[int, msgspec.Meta(ge=4096)] = 5_000_000
+    backups: Annotated[int, msgspec.Meta(ge=0, le=100)] = 3
+
+
+class PluginSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[plugins]``: which plugins load, and under ``[plugins.<name>]`` each plugin's own table
+
+    :param allow: if given, only these load.
+    :param disable: these do not load.
+    :param strict: a plugin that fails to load stops the start.
+    :param tables: the plugins' own tables, checked by the plugins.
+    """
+
+    allow: tuple[str, ...] | None = None
+    disable: tuple[str, ...] = ()
+    strict: bool = False
+    tables: dict[str, dict[str, Any]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where one instance keeps its things."""
+
+    config_file: Path
+    data: Path
+    """Sealed store, vault, plugins' data."""
+    logs: Path
+    runtime: Path
+    """A private directory for the socket, at a short path."""
+
+    @property
+    def socket(self) -> Path:
+        """The local API's Unix socket: named by a hash of the data directory, since socket paths end at 107 bytes."""
+        return self.runtime / (hashlib.sha256(os.fsencode(self.data.absolute())).hexdigest()[:16] + ".sock")
+
+    @property
+    def log_file(self) -> Path:
+        """The daemon's log."""
+        return self.logs / "sdnet.log"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the one daemon on this data directory; holds its process id."""
+        return self.data / "daemon.lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings of one instance, checked."""
+
+    instance: str
+    paths: Paths
+    node: NodeSettings = NodeSettings()
+    discovery: DiscoverySettings = DiscoverySettings()
+    connections: ConnectionSettings = ConnectionSettings()
+    log: LogSettings = LogSettings()
+    plugins: PluginSettings = PluginSettings()
+
+    @property
+    def device_name(self) -> str:
+        """What this device is called."""
+        if self.node.name is not None:
+            return self.node.name
+        host = "".join(c for c in platform.node().split(".", 1)[0] if c.isprintable())[:64] or "device"
+        return host if self.instance == "default" else f"{host[: 63 - len(self.instance)]}-{self.instance}"
+
+    @property
+    def downloads_dir(self) -> Path:
+        """Where received files go."""
+        if self.node.downloads is not None:
+            return Path(self.node.downloads).expanduser()
+        return Path(platformdirs.user_downloads_dir())
+
+
+_SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "node": NodeSettings,
+    "discovery": DiscoverySettings,
+    "connections": ConnectionSettings,
+    "log": LogSettings,
+}
+
+
+def load_config(
+    instance: str | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Config:
+    """Read the settings of an instance.
+
+    :param instance: its name; ``SDNET_INSTANCE`` or ``default`` when None.
+    :param environ: the environment; the process's own when None.
+    :param overrides: values from arguments, by section.
+    :raises ConfigurationError: a setting is unknown or wrong; says where.
+    """
+    env = os.environ if environ is None else environ
+    name = instance or env.get("SDNET_INSTANCE") or "default"
+    if not _INSTANCE.fullmatch(name):
+        raise ConfigurationError(
+            f"{name!r} is no instance name: up to 32 letters, digits, dots, hyphens, underscores, not starting with "
+            "a sign."
+        )
+    paths = _paths(name, env)
+    document = _read_file(paths.config_file)
+    plugins = document.pop("plugins", {})
+    if not isinstance(plugins, dict):
+        raise ConfigurationError(f"{paths.config_file}: [plugins] must be a table.")
+    unknown = document.keys() - _SECTIONS.keys()
+    if unknown:
+        raise ConfigurationError(f"{paths.config_file}: unknown section [{min(unknown)}].")
+    values: dict[str, Any] = {}
+    for section, type_ in _SECTIONS.items():
+        table = dict(document.get(section, {}))
+        origin = {key: str(paths.config_file) for key in table}
+        for key in type_.__struct_fields__:
+            variable = f"SDNET_{section}_{key}".upper()
+            if variable in env:
+                table[key], origin[key] = _from_text(env[variable], type_, key), variable
+        table.update((overrides or {}).get(section, {}))
+        values[section] = _convert(table, type_, section, origin, paths.config_file)
+    return Config(instance=name, paths=paths, plugins=_plugin_settings(plugins, env, paths.config_file), **values)
+
+
+def _plugin_settings(table: dict[str, Any], env: Mapping[str, str], file: Path) -> PluginSettings:
+    tables = {key: value for key, value in table.items() if isinstance(value, dict)}
+    plain: dict[str, Any] = {key: value for key, value in table.items() if key not in tables}
+    if "SDNET_PLUGINS" in env:
+        plain["allow"] = _split(env["SDNET_PLUGINS"])
+    if "SDNET_DISABLE_PLUGINS" in env:
+        plain["disable"] = _split(env["SDNET_DISABLE_PLUGINS"])
+    if "SDNET_STRICT" in env:
+        plain["strict"] = env["SDNET_STRICT"].strip().lower() in ("1", "true", "yes", "on")
+    return _convert({**plain, "tables": tables}, PluginSettings, "plugins", {}, file)
+
+
+def _convert(
+    table: dict[str, Any], type_: type[Any], section: str, origin: Mapping[str, str], file: Path
+) -> Any:
+    try:
+        return msgspec.convert(table, type_, strict=False)
+    except msgspec.ValidationError as error:
+        key = str(error).rpartition("`$.")[2].rstrip("`").split("[")[0]
+        raise ConfigurationError(f"{origin.get(key, str(file))}: [{section}]: {error}.") from error
+
+
+def _from_text(text: str, type_: type[msgspec.Struct], key: str) -> Any:
+    default = {f.name: f.default for f in msgspec.structs.fields(type_)}[key]
+    return _split(text) if isinstance(default, tuple) else text
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as opened:
+            return tomllib.load(opened)
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} is not valid TOML: {error}.") from error
+    except OSError as error:
+        raise ConfigurationError(f"{file} cannot be read: {error.strerror}.") from error
+
+
+def _paths(instance: str, env: Mapping[str, str]) -> Paths:
+    home = env.get("SDNET_HOME")
+    if home:
+        base = Path(home).expanduser().absolute() / instance
+        return Paths(base / "config.toml", base / "data", base / "logs", _runtime_directory(env))
+    return Paths(
+        Path(platformdirs.user_config_dir("sdnet", appauthor=False)) / instance / "config.toml",
+        Path(platformdirs.user_data_dir("sdnet", appauthor=False)) / instance,
+        Path(platformdirs.user_log_dir("sdnet", appauthor=False)) / instance,
+        _runtime_directory(env),
+    )
+
+
+def _runtime_directory(env: Mapping[str, str]) -> Path:
+    runtime = env.get("XDG_RUNTIME_DIR")
+    if runtime and len(os.fsencode(runtime)) <= 60:
+        return Path(runtime) / "sdnet"
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    folder = Path(tempfile.gettempdir())
+    # A temporary folder deep below some home would make the socket's path too long.
+    return (folder if len(os.fsencode(folder)) <= 60 else Path("/tmp")) / f"sdnet-{user}"

@@ -1,0 +1,221 @@
+"""What a plugin can do: the one object that every hook gets."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .clock import Clock, Randomness, Runner
+from .errors import PluginError
+from .events import NetworkEvent, Subscription
+from .identity import DeviceInfo
+from .protocols.handler import Capability, PeerStream, RemoteDevice
+
+if TYPE_CHECKING:
+    from .core import NetworkingCore
+    from .discovery.candidates import CandidateSubscription
+    from .storage import SecureStorage
+
+__all__ = ["PluginContext"]
+
+T = TypeVar("T")
+
+
+class PluginContext:
+    """One plugin's view of the node it runs in.
+
+    :ivar name: the plugin's entry-point name.
+    :ivar config: its validated ``[plugins.<name>]`` table, None if it has no ``sdnet_config``.
+    """
+
+    def __init__(self, core: NetworkingCore, name: str, config: Any = None) -> None:
+        self._core = core
+        self.name = name
+        self.config = config
+        self._capabilities: frozenset[Capability] = frozenset()
+
+    def _grant(self, capabilities: Iterable[Capability]) -> None:
+        self._capabilities |= frozenset(capabilities)
+
+    def _require(self, capability: Capability) -> None:
+        if capability not in self._capabilities:
+            raise PluginError(f"Plugin {self.name} did not declare the capability {capability.value!r}.")
+
+    @property
+    def clock(self) -> Clock:
+        """The node's clocks."""
+        return self._core.clock
+
+    @property
+    def randomness(self) -> Randomness:
+        """The node's random source."""
+        return self._core.randomness
+
+    @property
+    def run_blocking(self) -> Runner:
+        """Run a blocking function off the event loop: ``await ctx.run_blocking(function, *args)``."""
+        return self._core.runner
+
+    @property
+    def local_device(self) -> DeviceInfo:
+        """What this device tells others about itself (with ``peer_id`` and ``fingerprint``)."""
+        return self._core.device_info
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses this node listens on."""
+        return self._core.addresses
+
+    @property
+    def data_dir(self) -> Path:
+        """A private directory (0700) for files too large for `storage`. What lies there is not sealed."""
+        return self._core.plugin_directory(self.name)
+
+    @property
+    def downloads_dir(self) -> Path:
+        """Where files from other devices go unless a person chooses another place."""
+        return self._core.config.downloads_dir
+
+    @property
+    def storage(self) -> SecureStorage:
+        """The plugin's own sealed store."""
+        return self._core.plugin_storage(self.name)
+
+    def devices(self) -> tuple[RemoteDevice, ...]:
+        """All paired devices, by name."""
+        return self._core.remote_devices()
+
+    def get_device(self, device_id: uuid.UUID) -> RemoteDevice:
+        """One paired device.
+
+        :raises DeviceNotFoundError: it is not paired.
+        """
+        return self._core.remote_device(device_id)
+
+    def find_device(self, reference: str) -> RemoteDevice:
+        """A paired device by name, by id, or by a unique prefix of either.
+
+        :raises DeviceNotFoundError: none fits, or several do (they are listed).
+        """
+        return self._core.find_device(reference)
+
+    async def open_stream(
+        self, device_id: uuid.UUID, protocol_name: str, *, versions: Sequence[int] = (1,), timeout_s: float = 10.0
+    ) -> PeerStream:
+        """Open a sealed stream to a paired device; connects first if there is no connection.
+
+        :param versions: major versions we speak, preferred first.
+        :raises DeviceNotFoundError: it is not paired.
+        :raises ConnectionFailedError: it cannot be reached now.
+        :raises ProtocolError: it does not speak the protocol.
+        :raises NetworkTimeoutError: it did not answer within ``timeout_s``.
+        """
+        return await self._core.open_stream(device_id, protocol_name, versions=versions, timeout_s=timeout_s)
+
+    async def open_stranger_stream(
+        self, peer_id: str, addresses: Sequence[str], protocol_name: str, *, version: int = 1, timeout_s: float = 10.0
+    ) -> PeerStream:
+        """Open a stream to a peer that need not be paired, encrypted by Noise only.
+
+        Needs `Capability.STRANGERS`.
+
+        :raises ConnectionFailedError: it cannot be reached at any of the addresses.
+        :raises ProtocolError: it does not speak the protocol.
+        :raises NetworkTimeoutError: it did not answer within ``timeout_s``.
+        """
+        self._require(Capability.STRANGERS)
+        return await self._core.open_stranger_stream(
+            peer_id, addresses, protocol_name, version=version, timeout_s=timeout_s
+        )
+
+    async def request(
+        self, device_id: uuid.UUID, protocol_name: str, data: bytes, *, timeout_s: float = 30.0
+    ) -> bytes:
+        """Send one request and wait for its answer.
+
+        :raises NetworkingError: as `open_stream`, and NetworkTimeoutError when no answer came in time.
+        """
+        return await self._core.request(device_id, protocol_name, data, timeout_s=timeout_s)
+
+    async def send_message(self, device_id: uuid.UUID, protocol_name: str, data: bytes) -> None:
+        """Send one message without waiting for its answer, which goes to our handler's ``handle_response``.
+
+        Returns when the command channel has taken the message (it is bounded: back-pressure).
+        """
+        await self._core.send_message(device_id, protocol_name, data)
+
+    async def connect(self, device_id: uuid.UUID, *, timeout_s: float = 15.0) -> None:
+        """Have a proven session to a paired device, waiting for its supervisor to make one.
+
+        :raises ConnectionFailedError: none came about within ``timeout_s``.
+        """
+        await self._core.connect(device_id, timeout_s=timeout_s)
+
+    def publish(self, event: NetworkEvent) -> None:
+        """Tell everybody who listens."""
+        self._core.events.publish(event)
+
+    def subscribe(self, kinds: Iterable[str] | None = None, *, buffer: int = 256) -> Subscription:
+        """Listen to events: ``async with ctx.subscribe() as events: async for event in events``."""
+        return self._core.events.subscribe(kinds, buffer=buffer)
+
+    def get_service(self, type_: type[T]) -> T:
+        """Another plugin's Python interface, by its class. Call it when needed, not in a hook.
+
+        :raises PluginError: no loaded plugin offers it.
+        """
+        return self._core.get_service(type_)
+
+    def sign(self, message: bytes) -> bytes:
+        """Sign with the device key for the purpose ``<plugin name>``; check with `sdnet_core.identity.verify`."""
+        return self._core.identity.sign(self.name, message)
+
+    def advertise(self, tag: bytes) -> AbstractContextManager[None]:
+        """Announce a tag (at most 64 bytes) in discovery for the length of the block.
+
+        Needs `Capability.ADVERTISE`.
+        """
+        self._require(Capability.ADVERTISE)
+        return self._core.advertise(tag)
+
+    def candidates(self) -> CandidateSubscription:
+        """Peers that discovery sees, those known already first: ``async with`` it and iterate.
+
+        Needs `Capability.ADVERTISE`.
+        """
+        self._require(Capability.ADVERTISE)
+        return self._core.discovery.subscribe()
+
+    async def add_paired_device(
+        self,
+        info: DeviceInfo,
+        *,
+        pairing_id: uuid.UUID,
+        pairing_root: bytes,
+        addresses: Sequence[str] = (),
+        pending: bool = False,
+    ) -> RemoteDevice:
+        """Store a device as paired, durably before this returns, and start connecting to it.
+
+        Pairing a device anew replaces its old pairing. Needs `Capability.PAIR`.
+
+        :param pairing_root: the shared secret, 32 bytes.
+        :param pending: the other side has not confirmed yet: the pairing counts when it does (`confirm_pairing`), or
+            when the device proves the root in a session, and lapses after 24 h.
+        :raises StorageError: it could not be stored; nothing changed.
+        """
+        self._require(Capability.PAIR)
+        return await self._core.add_paired_device(
+            info, pairing_id=pairing_id, pairing_root=pairing_root, addresses=addresses, pending=pending
+        )
+
+    async def confirm_pairing(self, device_id: uuid.UUID, pairing_id: uuid.UUID) -> None:
+        """Make a pending pairing final. Needs `Capability.PAIR`.
+
+        :raises DeviceNotFoundError: there is no such pairing.
+        """
+        self._require(Capability.PAIR)
+        await self._core.confirm_pairing(device_id, pairing_id)

@@ -1,0 +1,188 @@
+"""What a protocol plugin implements, and what it is given."""
+
+from __future__ import annotations
+
+import uuid
+from abc import ABC
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import ClassVar
+
+from ..errors import ProtocolError
+from ..events import NetworkEvent
+from ..swarm.abc import SwarmStream
+from ..wire import MessageStream
+
+__all__ = ["Access", "Capability", "PeerStream", "ProtocolHandler", "ProtocolSpec", "RemoteDevice"]
+
+
+class Access(IntEnum):
+    """The least trust a peer needs to open a protocol."""
+
+    STRANGER = 0
+    """Anybody, before pairing. The stream is encrypted by Noise only; the handler bounds everything itself."""
+    VERIFIED = 1
+    """A paired device, also one whose sensitive operations a person approves one by one."""
+    TRUSTED = 2
+    """A paired device that is trusted; a new pairing is."""
+
+
+class Capability(StrEnum):
+    """A privilege that a plugin declares in its `ProtocolSpec`; the context refuses what was not declared."""
+
+    STRANGERS = "talk-to-strangers"
+    """Serve or open protocols to peers that are not paired."""
+    PAIR = "add-trusted-devices"
+    """Store devices as paired."""
+    ADVERTISE = "advertise"
+    """Announce tags in discovery and look for peers there."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteDevice:
+    """A paired device, as plugins see it.
+
+    :param device_id: its UUID.
+    :param peer_id: its libp2p peer id.
+    :param pairing_id: changes when the two devices pair anew.
+    :param connected: whether a proven session to it exists now.
+    """
+
+    device_id: uuid.UUID
+    name: str
+    os: str
+    peer_id: str
+    pairing_id: uuid.UUID
+    trust: Access
+    connected: bool
+
+
+class PeerStream(SwarmStream):
+    """A stream as handlers get it: sealed end to end for a paired device, Noise only for a stranger.
+
+    A byte stream like :class:`~sdnet_core.swarm.abc.SwarmStream`. Sealed streams move whole *records* of up to 1 MiB;
+    `send_record` and `receive_record` give access to them without cutting or joining.
+
+    :ivar device: the paired device at the other end, None for a stranger (then only ``peer_id`` is known).
+    """
+
+    device: RemoteDevice | None
+
+    def __init__(self, inner: SwarmStream, device: RemoteDevice | None) -> None:
+        self._inner = inner
+        self.device = device
+
+    @property
+    def peer_id(self) -> str:
+        return self._inner.peer_id
+
+    @property
+    def protocol(self) -> str:
+        return self._inner.protocol
+
+    @property
+    def generation(self) -> int:
+        return self._inner.generation
+
+    def require_device(self) -> RemoteDevice:
+        """The paired device at the other end.
+
+        :raises ProtocolError: it is a stranger.
+        """
+        if self.device is None:
+            raise ProtocolError("Only a paired device may do this.")
+        return self.device
+
+    def messages(self, *, max_bytes: int = 1 << 20) -> MessageStream:
+        """Read and write whole messages on this stream.
+
+        :param max_bytes: longest message accepted.
+        """
+        return MessageStream(self, max_bytes=max_bytes)
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        return await self._inner.receive(max_bytes)
+
+    async def send(self, item: bytes) -> None:
+        await self._inner.send(item)
+
+    async def send_eof(self) -> None:
+        await self._inner.send_eof()
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def reset(self) -> None:
+        await self._inner.reset()
+
+
+class ProtocolHandler(ABC):
+    """Serves one protocol. Implement `handle_request` for request and answer, or `handle_stream` for anything else."""
+
+    protocol_name: ClassVar[str]
+    """As in ``/sdnet/<protocol_name>/<version>``: lower-case letters, digits, hyphens."""
+
+    async def handle_request(self, device: RemoteDevice, data: bytes) -> bytes:
+        """Answer one request.
+
+        :param data: at most the protocol's ``max_message_bytes``.
+        :raises NetworkingError: the stream is reset; the other side sees a failed request, not the text.
+        """
+        raise ProtocolError(f"{self.protocol_name} takes no requests.")
+
+    async def handle_response(self, device: RemoteDevice, data: bytes) -> None:
+        """Take the answer to a message sent with ``send_message``, which does not wait for it."""
+
+    async def handle_stream(self, stream: PeerStream) -> None:
+        """Serve one inbound stream until it ends.
+
+        The default answers each request that comes with `handle_request`. The stream is closed when this returns and
+        reset when it raises; it is cancelled when the connection is lost or the device revoked.
+        """
+        device = stream.require_device()
+        messages = stream.messages(max_bytes=self.max_message_bytes)
+        while (request := await messages.receive_bytes_or_end()) is not None:
+            await messages.send_bytes(await self.handle_request(device, request))
+
+    async def handle_event(self, event: NetworkEvent) -> None:
+        """Hear of connections to devices established and lost, in order."""
+
+    max_message_bytes: int = 1 << 20
+    """Set from the `ProtocolSpec` when the protocol is registered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtocolSpec:
+    """One protocol that a plugin serves, returned from ``sdnet_protocols``.
+
+    Example::
+
+        @hookimpl
+        def sdnet_protocols(self, ctx):
+            return [ProtocolSpec(protocol_name="echo", version=1, handler=EchoHandler())]
+
+    :param version: major version; part of the protocol id.
+    :param access: the least trust needed to open it.
+    :param max_message_bytes: longest single message.
+    :param max_streams: inbound streams of this protocol open at once, from all peers together.
+    :param max_streams_per_peer: the same from one peer.
+    :param idle_timeout_s: a request-and-answer stream, or a stranger's stream, in which nothing moved for so long is reset.
+    :param deadline_s: longest life of one inbound stream; None for as long as it moves.
+    :param capabilities: what the plugin needs beyond plain messaging; shown by ``sdnet plugins``.
+    """
+
+    protocol_name: str
+    version: int
+    handler: ProtocolHandler
+    access: Access = Access.TRUSTED
+    max_message_bytes: int = 1 << 20
+    max_streams: int = 256
+    max_streams_per_peer: int = 32
+    idle_timeout_s: float = 120.0
+    deadline_s: float | None = None
+    capabilities: frozenset[Capability] = field(default_factory=frozenset)
+
+    @property
+    def protocol_id(self) -> str:
+        """The libp2p protocol id, ``/sdnet/<protocol_name>/<version>``."""
+        return f"/sdnet/{self.protocol_name}/{self.version}"
