@@ -82,7 +82,7 @@ class SwarmStream(ByteStream):
     @property
     @abstractmethod
     def protocol(self) -> str:
-        """The libp2p protocol id agreed for this stream, such as ``/sdnet/pairing/1``."""
+        """The libp2p protocol id agreed for this stream, such as ``/sdnet/session/1``."""
 
     @property
     @abstractmethod
