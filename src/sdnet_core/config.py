@@ -14,9 +14,9 @@ import re
 import tempfile
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import platformdirs
@@ -36,6 +36,7 @@ __all__ = [
 
 _INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 
+T = TypeVar("T")
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
@@ -140,11 +141,11 @@ class Config:
 
     instance: str
     paths: Paths
-    node: NodeSettings = NodeSettings()
-    discovery: DiscoverySettings = DiscoverySettings()
-    connections: ConnectionSettings = ConnectionSettings()
-    log: LogSettings = LogSettings()
-    plugins: PluginSettings = PluginSettings()
+    node: NodeSettings = field(default_factory=NodeSettings)
+    discovery: DiscoverySettings = field(default_factory=DiscoverySettings)
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    plugins: PluginSettings = field(default_factory=PluginSettings)
 
     @property
     def device_name(self) -> str:
@@ -223,9 +224,7 @@ def _plugin_settings(table: dict[str, Any], env: Mapping[str, str], file: Path) 
     return _convert({**plain, "tables": tables}, PluginSettings, "plugins", {}, file)
 
 
-def _convert(
-    table: dict[str, Any], type_: type[Any], section: str, origin: Mapping[str, str], file: Path
-) -> Any:
+def _convert(table: dict[str, Any], type_: type[T], section: str, origin: Mapping[str, str], file: Path) -> T:
     try:
         return msgspec.convert(table, type_, strict=False)
     except msgspec.ValidationError as error:

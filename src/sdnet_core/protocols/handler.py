@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from abc import ABC
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import ClassVar
@@ -116,7 +115,7 @@ class PeerStream(SwarmStream):
         await self._inner.reset()
 
 
-class ProtocolHandler(ABC):
+class ProtocolHandler:
     """Serves one protocol. Implement `handle_request` for request and answer, or `handle_stream` for anything else."""
 
     protocol_name: ClassVar[str]
@@ -166,7 +165,7 @@ class ProtocolSpec:
     :param max_message_bytes: longest single message.
     :param max_streams: inbound streams of this protocol open at once, from all peers together.
     :param max_streams_per_peer: the same from one peer.
-    :param idle_timeout_s: a request-and-answer stream, or a stranger's stream, in which nothing moved for so long is reset.
+    :param idle_timeout_s: a stream in which nothing moved in either direction for so long is reset.
     :param deadline_s: longest life of one inbound stream; None for as long as it moves.
     :param capabilities: what the plugin needs beyond plain messaging; shown by ``sdnet plugins``.
     """
