@@ -8,7 +8,6 @@ anything has changed. Only the standard library is used, and the file can be par
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import os
 import shutil
@@ -48,6 +47,9 @@ def main(argv: list[str]) -> int:
     if options.command is None:
         parser.print_help()
         return 2
+    if os.name != "posix":
+        print("dev.py: this works on Linux and macOS; on Windows use WSL.", file=sys.stderr)
+        return 1
     if sys.version_info < OLDEST:
         return restart_on_newer_python()
     try:
@@ -70,6 +72,8 @@ def set_up() -> None:
 
     :raises SetupError: if a step fails
     """
+    import fcntl  # only POSIX has it, and main has to be able to say so
+
     with open(os.path.abspath(__file__), "rb") as lock:  # two runs at once would write over each other
         fcntl.flock(lock, fcntl.LOCK_EX)
         if read_text(STAMP) == fingerprint():
