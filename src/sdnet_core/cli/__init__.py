@@ -1,0 +1,1 @@
+"""The command line: ``sdnet``. Plugins' commands use `sdnet_core.cli.kit`."""

@@ -1,0 +1,199 @@
+"""What a plugin's commands are made with.
+
+Example::
+
+    import click
+    from sdnet_core.cli.kit import Cli, json_option, pass_cli, quote_segment
+
+    @click.command()
+    @click.argument("device")
+    @json_option
+    @pass_cli
+    def greet(cli: Cli, device: str, as_json: bool) -> None:
+        \"\"\"Greet DEVICE.\"\"\"
+        answer = cli.client.post(f"/greeting/{quote_segment(device)}", {"text": "hello"})
+        if as_json:
+            cli.print_json(answer)
+        else:
+            cli.print(f"{answer['name']} says {answer['text']}")
+
+Raise any `NetworkingError`, or ``click.UsageError``: the person sees one line, and the exit code follows from it
+(0 done, 1 failed, 2 usage, 3 no node running, 4 refused by the other side, 130 interrupted).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..daemon.client import ApiClient, ApiError, EventStream, quote_segment
+from .progress import BarProgress, LineProgress, Progress
+from .text import clean, format_duration, format_size, format_time
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..config import Config
+
+__all__ = [
+    "ApiClient",
+    "ApiError",
+    "Cli",
+    "EventStream",
+    "Progress",
+    "clean",
+    "format_duration",
+    "format_size",
+    "format_time",
+    "json_option",
+    "pass_cli",
+    "quote_segment",
+]
+
+
+class Cli:
+    """What a command gets: settings, the running node, and output.
+
+    :param instance: as given with ``--instance``; None for the default.
+    """
+
+    def __init__(self, instance: str | None = None) -> None:
+        self._instance = instance
+        self.as_json = False
+        """Whether the command was asked for JSON; errors are then printed as JSON too."""
+
+    @cached_property
+    def config(self) -> Config:
+        """The instance's settings.
+
+        :raises ConfigurationError: one of them is wrong.
+        """
+        from ..config import load_config
+
+        return load_config(self._instance)
+
+    @cached_property
+    def client(self) -> ApiClient:
+        """The running node. Each call raises `NotRunningError` if there is none."""
+        return ApiClient(self.config)
+
+    @cached_property
+    def console(self) -> Console:
+        """A rich console on standard output. Its markup is off: names from other devices are printed as they are."""
+        return _console(stderr=False)
+
+    @cached_property
+    def err(self) -> Console:
+        """The same on standard error."""
+        return _console(stderr=True)
+
+    @property
+    def interactive(self) -> bool:
+        """Whether standard output is a terminal."""
+        return sys.stdout.isatty()
+
+    def print(self, text: str = "") -> None:
+        """Print a text and a line's end on standard output; control characters in it do not reach a terminal."""
+        click.echo(clean(text, keep_newlines=True))
+
+    def note(self, text: str) -> None:
+        """Tell the person something on standard error."""
+        click.echo(clean(text, keep_newlines=True), err=True)
+
+    def print_json(self, obj: Any, *, compact: bool = False) -> None:
+        """Print a value as JSON on standard output.
+
+        :param compact: on one line, as for one event of many.
+        """
+        # ASCII only: a pipe's encoding cannot break it, and nothing in it can control a terminal.
+        click.echo(json.dumps(obj, indent=None if compact else 2, default=str))
+        if compact:
+            sys.stdout.flush()
+
+    def table(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        columns: Sequence[tuple[str, str]],
+        *,
+        empty: str = "Nothing to show.",
+    ) -> None:
+        """Print rows as a table: drawn for a terminal, one line a row with two spaces between columns otherwise.
+
+        :param columns: key and title of each column. None and missing values show as ``-``, booleans as yes and no.
+        :param empty: what to say, on standard error, if there are no rows.
+        """
+        cells = [[clean(_cell(row.get(key))) for key, _ in columns] for row in rows]
+        if not cells:
+            self.note(empty)
+            return
+        titles = [title for _, title in columns]
+        if not self.interactive:
+            from rich.cells import cell_len
+
+            lines = [titles, *cells]
+            widths = [max(cell_len(line[i]) for line in lines) for i in range(len(titles))]
+            for line in lines:
+                padded = (text + " " * (width - cell_len(text)) for text, width in zip(line, widths, strict=True))
+                click.echo("  ".join(padded).rstrip())
+            return
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for title in titles:
+            table.add_column(title, overflow="fold")
+        for line in cells:
+            table.add_row(*map(Text, line))
+        self.console.print(table)
+
+    def progress(self, text: str = "", total_bytes: int | None = None) -> AbstractContextManager[Progress]:
+        """Show how far something is, on standard error: a bar on a terminal, a line every few seconds otherwise.
+
+        Example::
+
+            with cli.progress("holiday.jpg", total_bytes=size) as progress:
+                for event in events:
+                    progress.update(event["done_bytes"], event["total_bytes"])
+        """
+        if sys.stderr.isatty():
+            return BarProgress(self.err, text, total_bytes)
+        return LineProgress(self.note, text)
+
+
+pass_cli = click.make_pass_decorator(Cli)
+"""Decorator: gives the command its `Cli` as the first argument."""
+
+
+def _remember_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    cli = ctx.find_object(Cli)
+    if cli is not None and value:
+        cli.as_json = True
+    return value
+
+
+json_option = click.option("--json", "as_json", is_flag=True, callback=_remember_json, help="Print JSON.")
+"""Decorator: the option ``--json``, the command's parameter ``as_json: bool``."""
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case None | "":
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case list() | tuple():
+            return ", ".join(map(_cell, value)) or "-"
+        case _:
+            return str(value)
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
