@@ -24,6 +24,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from sdnet_core.clock import Clock, Randomness
 from sdnet_core.errors import ConflictError, StorageError
 from sdnet_core.storage.atomic import (
+    FILE_MODE,
+    TEMPORARY_PREFIX,
     DamagedError,
     clean_temporary,
     ensure_private_directory,
@@ -341,12 +343,18 @@ def _seal(contents: bytes, secret: bytes, unlock: Unlock, clock: Clock, randomne
 
 
 def _new_secret(directory: Path, unlock: Unlock, randomness: Randomness) -> bytes:
-    """Give the secret to seal under, writing a new key file in key-file mode."""
+    """Give the secret to seal under; in key-file mode that of the key file, which is written if there is none."""
     if isinstance(unlock, Passphrase):
         return unlock.encoded()
+    key_path = directory / KEY_FILE_NAME
+    with contextlib.suppress(DamagedError):
+        # Left by a crash before the vault that it was for, or just written by another process that creates the same
+        # vault and may get there first: overwriting it would take that one's key away.
+        if (left := read_bounded(key_path, KEY_BYTES)) is not None and len(left) == KEY_BYTES:
+            key_path.chmod(FILE_MODE)
+            return left
     secret = randomness.bytes(KEY_BYTES)
-    # A key file that is there was left by a crash before the vault that it was for: nothing depends on it.
-    write_atomic(directory / KEY_FILE_NAME, secret, randomness=randomness, keep_previous=False)
+    write_atomic(key_path, secret, randomness=randomness, keep_previous=False)
     return secret
 
 
@@ -416,7 +424,7 @@ def _read_key_file(path: Path) -> bytes:
     with contextlib.suppress(OSError):
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             logger.warning("The key file %s was readable by other users; its permissions are now 0600.", path)
-            path.chmod(0o600)
+            path.chmod(FILE_MODE)
     return key
 
 
@@ -448,7 +456,7 @@ def _settle(directory: Path, sealed: bytes, mode: VaultMode, key_path: Path, ran
 
 
 def _sealed_file(directory: Path) -> Path | None:
-    """Find any file in the directory or below that begins like a sealed one."""
+    """Find any finished file in the directory or below that begins like a sealed one."""
     for path in _files_below(directory):
         with contextlib.suppress(OSError), path.open("rb") as file:
             if looks_sealed(file.read(len(MAGIC))):
@@ -460,6 +468,8 @@ def _files_below(directory: Path) -> Iterator[Path]:
     for folder, _, names in os.walk(directory, followlinks=False):
         for name in names:
             path = Path(folder, name)
+            if name.startswith(TEMPORARY_PREFIX):
+                continue
             with contextlib.suppress(OSError):
                 if stat.S_ISREG(path.lstat().st_mode):
                     yield path
