@@ -1,0 +1,405 @@
+"""The swarm on py-libp2p: TCP, Noise and Yamux, on trio.
+
+Only this module needs to be imported; importing it imports libp2p (about a second), so it is done when a swarm is
+about to start.
+"""
+
+from __future__ import annotations
+
+from sdnet_core.swarm import _fastecdsa as _fastecdsa
+
+# isort: split
+import importlib.metadata
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import anyio
+import sniffio
+import trio
+from anyio.abc import ObjectReceiveStream
+from libp2p.abc import IHost, INetStream
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.network.exceptions import SwarmException
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL_ID
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.exceptions import (
+    MuxedStreamClosed,
+    MuxedStreamEOF,
+    MuxedStreamError,
+    MuxedStreamReset,
+)
+from libp2p.tools.anyio_service import background_trio_service
+from libp2p.transport.tcp.tcp import TCP
+from multiaddr import Multiaddr
+
+from ..errors import ConnectionFailedError, NetworkTimeoutError, ProtocolError, TransportError
+from . import hardening
+from ._events import EventQueue
+from .abc import AddressesChanged, StreamHandler, Swarm, SwarmEvent, SwarmStream
+from .dialler import Dialler
+from .hardening import MAX_MULTISTREAM_MESSAGE_BYTES
+from .host import Connection, Host, Network, SwarmLimits, make_upgrader
+from .interfaces import PortInUseError, check_listen, expand
+from .yamux import YamuxStream
+
+__all__ = ["Libp2pSwarm", "SwarmLimits"]
+
+logger = logging.getLogger(__name__)
+
+# multistream-select 1.0: https://github.com/multiformats/multistream-select
+_MULTISTREAM = "/multistream/1.0.0"
+_NOT_AVAILABLE = "na"
+
+hardening.apply()
+
+
+class Libp2pStream(SwarmStream):
+    """A stream on one of our Yamux connections."""
+
+    def __init__(self, muxed: YamuxStream, connection: Connection, protocol: str) -> None:
+        self._muxed = muxed
+        self._peer_id = str(connection.peer_id)
+        self._generation = connection.generation
+        self._protocol = protocol
+        self._closed = False
+        self._reading = anyio.ResourceGuard("reading from")
+        self._writing = anyio.ResourceGuard("writing to")
+
+    @property
+    def peer_id(self) -> str:
+        return self._peer_id
+
+    @property
+    def protocol(self) -> str:
+        return self._protocol
+
+    @property
+    def generation(self) -> int:
+        return self._generation
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        with self._reading:
+            try:
+                return await self._muxed.read(max_bytes)
+            except MuxedStreamEOF:
+                raise anyio.EndOfStream from None
+            except MuxedStreamClosed:
+                raise anyio.ClosedResourceError from None
+            except MuxedStreamReset as exc:
+                raise anyio.BrokenResourceError(str(exc)) from exc
+
+    async def send(self, item: bytes) -> None:
+        with self._writing:
+            try:
+                await self._muxed.write(item)
+            except MuxedStreamClosed:
+                raise anyio.ClosedResourceError from None
+            except MuxedStreamReset as exc:
+                if self._closed:
+                    raise anyio.ClosedResourceError from None
+                raise anyio.BrokenResourceError(str(exc)) from exc
+
+    async def send_eof(self) -> None:
+        if self._closed:
+            raise anyio.ClosedResourceError
+        await self._muxed.close()
+
+    async def aclose(self) -> None:
+        self._closed = True
+        self._muxed.finish()
+        self._muxed.close_read()
+        await trio.lowlevel.checkpoint()
+
+    async def reset(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._muxed.abort()
+            self._muxed.close_read()
+
+
+async def _read_line(stream: YamuxStream) -> str:
+    """Read one multistream-select message."""
+    length = shift = 0
+    while True:
+        byte = (await stream.read(1))[0]
+        length |= (byte & 0x7F) << shift
+        if not byte & 0x80:
+            break
+        shift += 7
+        if shift > 14:
+            raise ProtocolError("The other side sent an endless length while agreeing on a protocol.")
+    if not 0 < length <= MAX_MULTISTREAM_MESSAGE_BYTES:
+        raise ProtocolError(f"The other side sent a message of {length} bytes while agreeing on a protocol.")
+    line = b""
+    while len(line) < length:
+        line += await stream.read(length - len(line))
+    return line.rstrip(b"\n").decode("ascii", "replace")
+
+
+def _line(text: str) -> bytes:
+    encoded = text.encode("ascii") + b"\n"
+    length = len(encoded)
+    if length > MAX_MULTISTREAM_MESSAGE_BYTES:
+        raise ProtocolError("A protocol id is too long.")
+    prefix = bytes([length]) if length < 0x80 else bytes([length & 0x7F | 0x80, length >> 7])
+    return prefix + encoded
+
+
+async def _select(stream: YamuxStream, protocols: Sequence[str]) -> str | None:
+    """Agree on the first protocol that the other side speaks; None if it speaks none.
+
+    The first proposal goes out together with the greeting, which saves a round trip.
+    """
+    greeted = False
+    for protocol in protocols:
+        await stream.write(_line(protocol) if greeted else _line(_MULTISTREAM) + _line(protocol))
+        if not greeted and await _read_line(stream) != _MULTISTREAM:
+            raise ProtocolError("The other side does not speak multistream-select 1.0.")
+        greeted = True
+        answer = await _read_line(stream)
+        if answer == protocol:
+            return protocol
+        if answer != _NOT_AVAILABLE:
+            raise ProtocolError("The other side gave an answer that is not one of multistream-select.")
+    return None
+
+
+class Libp2pSwarm(Swarm):
+    """A swarm on py-libp2p. It runs on trio only, and once.
+
+    :param private_key: the seed of our Ed25519 key, 32 bytes; the peer id is derived from it.
+    :param limits: what is allowed of connections, handshakes and streams.
+    :param agent_version: what identify says we are; None for this distribution's name and version.
+    """
+
+    def __init__(
+        self, private_key: bytes, *, limits: SwarmLimits | None = None, agent_version: str | None = None
+    ) -> None:
+        if len(private_key) != 32:
+            raise ValueError("The private key must be the 32 bytes of an Ed25519 seed.")
+        self._limits = limits or SwarmLimits()
+        self._agent_version = agent_version or f"sdnet-core/{_own_version()}"
+        key_pair = create_new_key_pair(private_key)
+        self._id = ID.from_pubkey(key_pair.public_key)
+        peerstore = PeerStore()
+        peerstore.add_key_pair(self._id, key_pair)
+        noise = NoiseTransport(key_pair, noise_privkey=create_noise_key_pair().private_key)
+        self._events = EventQueue()
+        self._network = Network(
+            self._id,
+            peerstore,
+            make_upgrader({NOISE_PROTOCOL_ID: noise}, self._limits),
+            [TCP()],
+            limits=self._limits,
+            emit=self._events.put,
+            accepting=lambda: not self._events.full,
+        )
+        self._dialler = Dialler(self._network)
+        self._network.dialler = self._dialler.dial
+        self._host = Host(
+            self._network,
+            negotiate_timeout=int(self._limits.negotiate_timeout_s),
+            addrs_factory=self._announced,
+        )
+        self._state = "new"
+
+    @property
+    def host(self) -> IHost:
+        """py-libp2p's view of this swarm, for its own protocols such as the DHT."""
+        return self._host
+
+    @property
+    def peer_id(self) -> str:
+        return str(self._id)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        listening = (str(address) for listener in self._network.listeners.values() for address in listener.get_addrs())
+        return tuple(dict.fromkeys(concrete for address in listening for concrete in expand(address)))
+
+    @property
+    def events(self) -> ObjectReceiveStream[SwarmEvent]:
+        return self._events
+
+    def run(self) -> AbstractAsyncContextManager[None]:
+        return self._run()
+
+    @asynccontextmanager
+    async def _run(self) -> AsyncIterator[None]:
+        if sniffio.current_async_library() != "trio":
+            raise RuntimeError("py-libp2p runs on trio only; run this node with anyio's trio backend.")
+        if self._state != "new":
+            raise RuntimeError("A swarm runs once.")
+        self._state = "running"
+        hardening.quiet_logs()
+        hardening.set_agent_version(self._agent_version)
+        failure: Exception | None = None
+        async with background_trio_service(self._network):
+            await self._network.event_background_nursery_created.wait()
+            try:
+                yield
+            except Exception as exc:
+                # Raised below, so that the caller's own exception does not come out of a group.
+                failure = exc
+            finally:
+                self._state = "stopped"
+                await self._network.close()
+                self._events.finish()
+        if failure is not None:
+            raise failure
+
+    async def listen(self, addresses: Sequence[str]) -> None:
+        self._check_running()
+        reasons: list[str] = []
+        possible: list[Multiaddr] = []
+        for address in addresses:
+            multiaddr = _parse(address)
+            try:
+                missing = check_listen(address)
+            except PortInUseError as exc:
+                port = multiaddr.value_for_protocol("tcp")
+                raise TransportError(f"Port {port} is already in use: another program listens on {address}.") from exc
+            except OSError as exc:
+                raise TransportError(f"Listening on {address} is not possible: {exc.strerror}.") from exc
+            if missing is None:
+                possible.append(multiaddr)
+            else:
+                reasons.append(f"{address}: {missing}")
+        listening = 0
+        for multiaddr in possible:
+            try:
+                await self._network.listen_on(multiaddr)
+                listening += 1
+            except (BaseLibp2pError, OSError) as exc:
+                reasons.append(f"{multiaddr}: {exc}")
+        if not listening and addresses:
+            raise TransportError(f"None of the addresses could be listened on: {'; '.join(reasons)}.")
+        for reason in reasons:
+            logger.warning("not listening on %s", reason)
+        if listening:
+            self._events.put(AddressesChanged(self.addresses))
+
+    async def dial(self, peer_id: str, addresses: Iterable[str], *, timeout_s: float = 15.0) -> None:
+        self._check_running()
+        remote = _parse_peer_id(peer_id)
+        if remote == self._id:
+            raise ConnectionFailedError("That is this device itself.")
+        if self._events.full:
+            raise ConnectionFailedError("Too many events wait to be read.")
+        candidates, reasons = _candidates(peer_id, addresses)
+        try:
+            with trio.fail_after(timeout_s):
+                await self._dialler.dial(remote, candidates)
+        except trio.TooSlowError as exc:
+            raise ConnectionFailedError(f"{peer_id} did not answer within {timeout_s:g} s.") from exc
+        except SwarmException as exc:
+            reasons.append(str(exc))
+            raise ConnectionFailedError(f"{peer_id} could not be reached: {'; '.join(reasons)}.") from exc
+
+    async def hang_up(self, peer_id: str) -> None:
+        await self._network.close_peer(_parse_peer_id(peer_id))
+
+    def is_connected(self, peer_id: str) -> bool:
+        return self._network.best_connection(_parse_peer_id(peer_id)) is not None
+
+    def remote_address(self, peer_id: str) -> str | None:
+        connection = self._network.best_connection(_parse_peer_id(peer_id))
+        return connection.address or None if connection is not None else None
+
+    async def open_stream(self, peer_id: str, protocols: Sequence[str], *, timeout_s: float = 10.0) -> SwarmStream:
+        connection = self._network.best_connection(_parse_peer_id(peer_id))
+        if connection is None:
+            raise ConnectionFailedError(f"There is no connection to {peer_id}.")
+        try:
+            with trio.fail_after(timeout_s):
+                muxed = await connection.open_muxed()
+                try:
+                    protocol = await _select(muxed, protocols)
+                    if protocol is None:
+                        raise ProtocolError(f"{peer_id} speaks none of {', '.join(protocols)}.")
+                except BaseException:
+                    muxed.abort()
+                    raise
+        except trio.TooSlowError as exc:
+            raise NetworkTimeoutError(f"{peer_id} did not answer within {timeout_s:g} s.") from exc
+        except MuxedStreamError as exc:
+            raise ConnectionFailedError(f"The stream to {peer_id} broke before it was open: {exc}") from exc
+        return Libp2pStream(muxed, connection, protocol)
+
+    def set_stream_handler(self, protocol: str, handler: StreamHandler) -> None:
+        self._host.set_stream_handler(TProtocol(protocol), _guarded(protocol, handler))
+
+    def remove_stream_handler(self, protocol: str) -> None:
+        self._host.remove_stream_handler(TProtocol(protocol))
+
+    def _announced(self, candidates: Sequence[Multiaddr]) -> list[Multiaddr]:
+        """The addresses that identify and the DHT tell others: without wildcards."""
+        texts = dict.fromkeys(concrete for one in candidates for concrete in expand(str(one)))
+        return [Multiaddr(text) for text in texts]
+
+    def _check_running(self) -> None:
+        if self._state != "running":
+            raise TransportError("The swarm is not running.")
+
+
+def _guarded(protocol: str, handler: StreamHandler) -> Callable[[INetStream], Coroutine[Any, Any, None]]:
+    """Wrap a handler for py-libp2p: the stream closes when it returns and is reset when it raises."""
+
+    async def serve(stream: INetStream) -> None:
+        muxed, connection = getattr(stream, "muxed_stream", None), getattr(stream, "swarm_conn", None)
+        if not isinstance(muxed, YamuxStream) or not isinstance(connection, Connection):
+            await stream.reset()
+            return
+        try:
+            await handler(Libp2pStream(muxed, connection, protocol))
+        except Exception:
+            logger.exception("The handler of %s failed.", protocol)
+            muxed.abort()
+
+    return serve
+
+
+def _candidates(peer_id: str, addresses: Iterable[str]) -> tuple[list[Multiaddr], list[str]]:
+    """The addresses to dial, each once, and what is wrong with the others."""
+    candidates: list[Multiaddr] = []
+    reasons: list[str] = []
+    for address in dict.fromkeys(addresses):
+        transport, _, named = address.partition("/p2p/")
+        if "/p2p-circuit" in address:
+            reasons.append(f"{address}: relays are not supported")
+        elif named and named != peer_id:
+            reasons.append(f"{address}: it names another peer")
+        else:
+            try:
+                candidates.append(_parse(transport))
+            except TransportError as exc:
+                reasons.append(str(exc).rstrip("."))
+    return list(dict.fromkeys(candidates)), reasons
+
+
+def _parse(address: str) -> Multiaddr:
+    try:
+        return Multiaddr(address)
+    except Exception as exc:
+        raise TransportError(f"{address} is not a libp2p address, such as /ip4/192.0.2.1/tcp/4001.") from exc
+
+
+def _parse_peer_id(peer_id: str) -> ID:
+    try:
+        return ID.from_base58(peer_id)
+    except Exception as exc:
+        raise ConnectionFailedError(f"{peer_id} is not a peer id.") from exc
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("sdnet-core")
+    except importlib.metadata.PackageNotFoundError:
+        return "0"
