@@ -1,0 +1,1 @@
+"""Finding peers: sources of candidates, and the race between them."""

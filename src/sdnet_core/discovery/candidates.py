@@ -1,0 +1,417 @@
+"""Where peers may be: sources that look for them at the same time, and one table and stream of what they find."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import anyio
+from anyio.abc import TaskGroup
+
+from sdnet_core.clock import Clock
+from sdnet_core.discovery.interfaces import local_networks
+from sdnet_core.discovery.multiaddrs import MAX_ADDRESSES_PER_PEER, Network, useful_addresses
+from sdnet_core.errors import InvalidRequestError
+
+__all__ = [
+    "Advertisement",
+    "Announcement",
+    "Candidate",
+    "CandidateSink",
+    "CandidateStream",
+    "Discovery",
+    "DiscoverySource",
+]
+
+_logger = logging.getLogger(__name__)
+
+MAX_PEERS = 1024
+"""Most peers remembered per source; the one not heard of for longest gives way."""
+MAX_TAG_BYTES = 64
+MAX_TAGS = 16
+"""Most tags announced, and most tags of another peer looked at."""
+RESTART_DELAY_S = 1.0
+MAX_RESTART_DELAY_S = 60.0
+NETWORKS_REFRESH_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Addresses at which a peer may be reached. Nothing here is proven: dialling it is.
+
+    :param peer_id: libp2p peer id, base58.
+    :param addresses: multiaddrs without a trailing ``/p2p``, best first.
+    :param source: name of the source that found them.
+    :param tags: what the peer announces beside its addresses, each at most 64 bytes.
+    :param seen_at: when the source last heard of it, monotonic seconds.
+    """
+
+    peer_id: str
+    addresses: tuple[str, ...]
+    source: str
+    tags: frozenset[bytes] = frozenset()
+    seen_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What this node wants others to know.
+
+    :param addresses: multiaddrs it can be dialled at.
+    :param tags: at most 64 bytes each.
+    """
+
+    addresses: tuple[str, ...] = ()
+    tags: frozenset[bytes] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Advertisement:
+    """Proof of having advertised a tag; give it to :meth:`Discovery.withdraw`."""
+
+    tag: bytes
+    number: int
+
+
+class CandidateSink(ABC):
+    """Where a source reports what it finds. Its methods never block and never raise on what a peer sent."""
+
+    @abstractmethod
+    def ready(self) -> None:
+        """The source has started. Implied by the first report."""
+
+    @abstractmethod
+    def found(self, candidate: Candidate, *, ttl_s: float = math.inf, fresh: bool = False) -> None:
+        """A peer may be at these addresses; replaces what this source said of that peer before.
+
+        :param ttl_s: how long this holds, seconds.
+        :param fresh: tell subscribers even if they know all of it already, because the peer was heard of just now.
+        """
+
+    @abstractmethod
+    def lost(self, peer_id: str) -> None:
+        """The peer is gone, or this source does not know of it any more."""
+
+
+class DiscoverySource(ABC):
+    """One way of finding peers, and of being found."""
+
+    name: ClassVar[str]
+    """Short, such as ``mdns``."""
+    start_timeout_s: ClassVar[float] = 30.0
+    """A source that has not said :meth:`CandidateSink.ready` within this time is taken to hang and is restarted."""
+
+    @abstractmethod
+    async def run(self, sink: CandidateSink) -> None:
+        """Look for peers, and announce this node, until cancelled.
+
+        Called again after it raised. Returning means that there is nothing to look for any more. On cancellation it
+        withdraws what it announced, in bounded time.
+        """
+
+    def announce(self, announcement: Announcement) -> None:  # noqa: B027 - a source that only looks needs none
+        """Announce this from now on, instead of what was said before. Called at any time; must not block."""
+
+
+class CandidateStream:
+    """One subscriber's bounded queue of candidates: iterate over it.
+
+    A newer candidate takes the place of an older one from the same source that still waits; when too many peers
+    wait, the oldest give way.
+    """
+
+    def __init__(self, predicate: Callable[[Candidate], bool] | None, buffer: int) -> None:
+        self._predicate = predicate
+        self._buffer = buffer
+        self._queue: OrderedDict[tuple[str, str], Candidate] = OrderedDict()
+        self._wake = anyio.Event()
+        self._ended = False
+
+    def _offer(self, candidate: Candidate) -> None:
+        if self._predicate is not None:
+            try:
+                if not self._predicate(candidate):
+                    return
+            except Exception:
+                _logger.exception("A subscriber's choice of candidates failed")
+                return
+        key = (candidate.peer_id, candidate.source)
+        self._queue.pop(key, None)
+        if len(self._queue) >= self._buffer:
+            self._queue.popitem(last=False)
+        self._queue[key] = candidate
+        self._wake.set()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._wake.set()
+
+    async def receive(self) -> Candidate:
+        """The next candidate.
+
+        :raises anyio.EndOfStream: discovery has stopped and everything was delivered.
+        """
+        await anyio.lowlevel.checkpoint()
+        while not self._queue:
+            if self._ended:
+                raise anyio.EndOfStream
+            self._wake = anyio.Event()
+            await self._wake.wait()
+        return self._queue.popitem(last=False)[1]
+
+    def __aiter__(self) -> CandidateStream:
+        return self
+
+    async def __anext__(self) -> Candidate:
+        try:
+            return await self.receive()
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
+
+
+@dataclass(slots=True)
+class _Known:
+    candidate: Candidate
+    expires_at: float
+
+
+class Discovery:
+    """Runs all sources at the same time; none can stop or delay another.
+
+    Use: ``async with discovery.run(): …``. All methods are for the event loop's thread.
+
+    :param sources: in the order in which their addresses are tried.
+    :param clock: dates and expires what was found.
+    :param peer_id: our own, which is never a candidate.
+    :param networks: gives this machine's networks; their addresses are preferred.
+    """
+
+    def __init__(
+        self,
+        sources: Iterable[DiscoverySource],
+        clock: Clock,
+        *,
+        peer_id: str,
+        networks: Callable[[], Sequence[Network]] = local_networks,
+    ) -> None:
+        self._sources = tuple(sources)
+        if len({source.name for source in self._sources}) != len(self._sources):
+            raise ValueError("two discovery sources have the same name")
+        self._clock = clock
+        self._peer_id = peer_id
+        self._read_networks = networks
+        self._networks: Sequence[Network] = ()
+        self._networks_read_at = -math.inf
+        self._known: dict[str, OrderedDict[str, _Known]] = {source.name: OrderedDict() for source in self._sources}
+        self._streams: set[CandidateStream] = set()
+        self._advertised: set[Advertisement] = set()
+        self._numbers = itertools.count(1)
+        self._announcement = Announcement()
+        self._stopped = False
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Run the sources for the length of the block; leaving it withdraws what was announced."""
+        try:
+            async with anyio.create_task_group() as group:
+                for source in self._sources:
+                    group.start_soon(self._supervise, source, name=f"discovery {source.name}")
+                try:
+                    yield
+                finally:
+                    group.cancel_scope.cancel()
+        finally:
+            self._stopped = True
+            for stream in tuple(self._streams):
+                stream._end()
+
+    async def _supervise(self, source: DiscoverySource) -> None:
+        delay_s = RESTART_DELAY_S
+        while True:
+            started_at = self._clock.monotonic()
+            try:
+                self._announce_to(source)
+                if await self._run_once(source):
+                    _logger.debug("Discovery by %s has ended", source.name)
+                    return
+                _logger.warning(
+                    "Discovery by %s did not start within %.0f s; trying again in %.0f s",
+                    source.name,
+                    source.start_timeout_s,
+                    delay_s,
+                )
+            except Exception as error:
+                _logger.warning(
+                    "Discovery by %s failed; trying again in %.0f s: %s",
+                    source.name,
+                    delay_s,
+                    error,
+                    exc_info=_logger.isEnabledFor(logging.DEBUG),
+                )
+            if self._clock.monotonic() - started_at > source.start_timeout_s + MAX_RESTART_DELAY_S:
+                delay_s = RESTART_DELAY_S
+            await anyio.sleep(delay_s)
+            delay_s = min(delay_s * 2, MAX_RESTART_DELAY_S)
+
+    async def _run_once(self, source: DiscoverySource) -> bool:
+        """Run a source once; False if it hung while starting."""
+        sink = _Sink(self, source.name)
+        error: Exception | None = None
+        hung = True
+        async with anyio.create_task_group() as group:
+            group.start_soon(_watch_start, sink, source.start_timeout_s, group)
+            try:
+                await source.run(sink)
+            except Exception as raised:
+                error = raised
+            hung = False
+            group.cancel_scope.cancel()
+        if error is not None:
+            raise error
+        return not hung
+
+    def _announce_to(self, source: DiscoverySource) -> None:
+        try:
+            source.announce(self._announcement)
+        except Exception:
+            _logger.exception("Discovery by %s does not take the announcement", source.name)
+
+    def _set_announcement(self, announcement: Announcement) -> None:
+        if announcement != self._announcement:
+            self._announcement = announcement
+            for source in self._sources:
+                self._announce_to(source)
+
+    def set_addresses(self, addresses: Iterable[str]) -> None:
+        """Announce this node at these multiaddrs from now on."""
+        chosen = useful_addresses(self._peer_id, addresses)
+        self._set_announcement(replace(self._announcement, addresses=chosen))
+
+    def advertise(self, tag: bytes) -> Advertisement:
+        """Announce a tag beside the addresses, until as many withdrew it as advertised it.
+
+        :param tag: 1 to 64 bytes that everybody near can read.
+        :raises InvalidRequestError: the tag is empty or too long, or there are 16 others.
+        """
+        if not 1 <= len(tag) <= MAX_TAG_BYTES:
+            raise InvalidRequestError(f"An advertised tag has 1 to {MAX_TAG_BYTES} bytes.")
+        tags = {held.tag for held in self._advertised} | {tag}
+        if len(tags) > MAX_TAGS:
+            raise InvalidRequestError(f"At most {MAX_TAGS} tags can be advertised at the same time.")
+        token = Advertisement(tag, next(self._numbers))
+        self._advertised.add(token)
+        self._set_announcement(replace(self._announcement, tags=frozenset(tags)))
+        return token
+
+    def withdraw(self, token: Advertisement) -> None:
+        """Take back an advertisement; a second time does nothing."""
+        self._advertised.discard(token)
+        tags = frozenset(held.tag for held in self._advertised)
+        self._set_announcement(replace(self._announcement, tags=tags))
+
+    def known(self, peer_id: str) -> tuple[Candidate, ...]:
+        """What is known of a peer now: at most one candidate per source, in the order of the sources."""
+        now = self._clock.monotonic()
+        found = (self._known[source.name].get(peer_id) for source in self._sources)
+        return tuple(known.candidate for known in found if known is not None and known.expires_at > now)
+
+    def peers(self) -> tuple[Candidate, ...]:
+        """Everything known now, longest unheard of first within each source."""
+        now = self._clock.monotonic()
+        return tuple(
+            known.candidate
+            for source in self._sources
+            for known in self._known[source.name].values()
+            if known.expires_at > now
+        )
+
+    @asynccontextmanager
+    async def subscribe(
+        self, predicate: Callable[[Candidate], bool] | None = None, *, buffer: int = 256
+    ) -> AsyncIterator[CandidateStream]:
+        """Follow what is found: first what is known already, then each news as it comes.
+
+        :param predicate: only candidates for which this is true; must be quick.
+        :param buffer: candidates held for a slow subscriber before the oldest give way.
+        """
+        if buffer < 1:
+            raise ValueError("a subscription holds at least one candidate")
+        stream = CandidateStream(predicate, buffer)
+        for candidate in self.peers():
+            stream._offer(candidate)
+        if self._stopped:
+            stream._end()
+        self._streams.add(stream)
+        try:
+            yield stream
+        finally:
+            self._streams.discard(stream)
+
+    def _current_networks(self, now: float) -> Sequence[Network]:
+        if now - self._networks_read_at >= NETWORKS_REFRESH_S:
+            self._networks_read_at = now
+            try:
+                self._networks = tuple(self._read_networks())
+            except OSError as error:
+                _logger.debug("The network interfaces cannot be read: %s", error)
+        return self._networks
+
+    def _found(self, source: str, candidate: Candidate, ttl_s: float, fresh: bool) -> None:
+        if candidate.peer_id == self._peer_id:
+            return
+        now = self._clock.monotonic()
+        addresses = useful_addresses(
+            candidate.peer_id,
+            candidate.addresses[: 4 * MAX_ADDRESSES_PER_PEER],
+            networks=self._current_networks(now),
+        )
+        tags = frozenset(sorted(tag for tag in candidate.tags if 1 <= len(tag) <= MAX_TAG_BYTES)[:MAX_TAGS])
+        if not addresses:
+            self._lost(source, candidate.peer_id)
+            return
+        candidate = replace(candidate, addresses=addresses, tags=tags, source=source, seen_at=now)
+        table = self._known[source]
+        before = table.pop(candidate.peer_id, None)
+        if before is None and len(table) >= MAX_PEERS:
+            table.popitem(last=False)
+        table[candidate.peer_id] = _Known(candidate, now + ttl_s)
+        if before is not None and before.expires_at > now and not fresh:
+            # Another order of the same addresses is no news; nor is one address less.
+            if set(addresses) <= set(before.candidate.addresses) and tags == before.candidate.tags:
+                return
+        for stream in tuple(self._streams):
+            stream._offer(candidate)
+
+    def _lost(self, source: str, peer_id: str) -> None:
+        self._known[source].pop(peer_id, None)
+
+
+class _Sink(CandidateSink):
+    def __init__(self, discovery: Discovery, source: str) -> None:
+        self._discovery = discovery
+        self._source = source
+        self.is_ready = anyio.Event()
+
+    def ready(self) -> None:
+        self.is_ready.set()
+
+    def found(self, candidate: Candidate, *, ttl_s: float = math.inf, fresh: bool = False) -> None:
+        self.is_ready.set()
+        self._discovery._found(self._source, candidate, ttl_s, fresh)
+
+    def lost(self, peer_id: str) -> None:
+        self._discovery._lost(self._source, peer_id)
+
+
+async def _watch_start(sink: _Sink, timeout_s: float, group: TaskGroup) -> None:
+    with anyio.move_on_after(timeout_s) as scope:
+        await sink.is_ready.wait()
+    if scope.cancelled_caught:
+        group.cancel_scope.cancel()
