@@ -337,9 +337,7 @@ def _vault_mode(mode: Mode) -> VaultMode:
 
 def _seal(contents: bytes, secret: bytes, unlock: Unlock, clock: Clock, randomness: Randomness) -> bytes:
     mode, kdf = (Mode.KEY_FILE, HKDF_SHA256) if isinstance(unlock, KeyFile) else (Mode.PASSPHRASE, unlock.kdf)
-    return seal(
-        contents, secret, mode=mode, kdf=kdf, context=_CONTEXT, stored_at=clock.now(), randomness=randomness
-    )
+    return seal(contents, secret, mode=mode, kdf=kdf, context=_CONTEXT, stored_at=clock.now(), randomness=randomness)
 
 
 def _new_secret(directory: Path, unlock: Unlock, randomness: Randomness) -> bytes:

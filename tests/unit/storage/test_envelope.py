@@ -49,9 +49,7 @@ def seal_with_key(plaintext: bytes, key: bytes = KEY, context: bytes = b"name", 
 
 
 def seal_with_passphrase(plaintext: bytes, kdf: KdfParameters) -> bytes:
-    return seal(
-        plaintext, b"secret", mode=Mode.PASSPHRASE, kdf=kdf, context=b"", stored_at=0, randomness=RANDOMNESS
-    )
+    return seal(plaintext, b"secret", mode=Mode.PASSPHRASE, kdf=kdf, context=b"", stored_at=0, randomness=RANDOMNESS)
 
 
 def open_with_key(data: bytes, key: bytes = KEY, context: bytes = b"name") -> bytes:
@@ -208,9 +206,7 @@ def test_weak_excessive_and_unfitting_parameters_are_refused_both_ways(kdf: KdfP
     secret = b"secret" if mode is Mode.PASSPHRASE else KEY
     with pytest.raises(DamagedError):
         seal(b"", secret, mode=mode, kdf=kdf, context=b"", stored_at=0, randomness=RANDOMNESS)
-    forged = with_header(
-        seal_with_key(b""), 10, ">BBIII", mode, kdf.kdf, kdf.iterations, kdf.memory_kib, kdf.lanes
-    )
+    forged = with_header(seal_with_key(b""), 10, ">BBIII", mode, kdf.kdf, kdf.iterations, kdf.memory_kib, kdf.lanes)
     started = time.process_time()
     with pytest.raises(DamagedError):
         unseal(forged, secret, mode=mode, context=b"name")

@@ -1,0 +1,140 @@
+"""A disk that is really full, and a limit on the size of files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from sdnet_core.clock import SystemClock, SystemRandomness, run_in_thread
+from sdnet_core.errors import StorageError
+from sdnet_core.storage import KeyFile, Passphrase, SecureStorage, Vault
+from sdnet_core.storage.envelope import Kdf, KdfParameters
+
+CLOCK, RANDOMNESS = SystemClock(), SystemRandomness()
+DISK_BYTES = 1 << 20
+PASSPHRASE = Passphrase("correct horse", KdfParameters(Kdf.PBKDF2_SHA256, iterations=100_000))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with room for very little."""
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        pytest.skip("mounting a tmpfs needs root on Linux")
+    place = tmp_path / "disk"
+    place.mkdir()
+    options = f"size={DISK_BYTES},mode=0700"
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def storage_of(directory: Path, vault: Vault) -> SecureStorage:
+    return SecureStorage(
+        directory / "network",
+        vault.subkey("network"),
+        clock=CLOCK,
+        randomness=RANDOMNESS,
+        runner=run_in_thread,
+    )
+
+
+def fill(disk: Path) -> Path:
+    """Leave not one byte."""
+    ballast = disk / "ballast"
+    with ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return ballast
+
+
+def call(function: Any, *args: Any) -> Any:
+    return anyio.run(function, *args)
+
+
+def test_a_full_disk_is_named_and_changes_nothing(small_disk: Path) -> None:
+    directory = small_disk / "data"
+    vault = Vault.create(directory, KeyFile(), CLOCK, RANDOMNESS)
+    storage = storage_of(directory, vault)
+    for data in (b"first", b"second"):
+        call(storage.store, "identity", data)
+    ballast = fill(small_disk)
+    full = r"The disk is full: .*; nothing was changed\."
+    with pytest.raises(StorageError, match=full):
+        call(storage.store, "identity", b"third")
+    with pytest.raises(StorageError, match=full):
+        call(storage.store, "identity", bytes(100_000))
+    with pytest.raises(StorageError, match=full):
+        vault.change_secret(PASSPHRASE)
+    with pytest.raises(StorageError, match="disk is full"):
+        Vault.create(small_disk / "other", KeyFile(), CLOCK, RANDOMNESS)
+    assert call(storage.load, "identity") == b"second"
+    assert not list(small_disk.rglob(".tmp-*"))
+
+    reopened = Vault.open(directory, KeyFile(), CLOCK, RANDOMNESS)  # a restart on the full disk
+    assert call(storage_of(directory, reopened).load, "identity") == b"second"
+
+    call(storage.delete, "identity")
+    ballast.unlink()
+    call(storage.store, "identity", b"fourth")
+    vault.change_secret(PASSPHRASE)
+    assert call(storage.load, "identity") == b"fourth"
+
+
+def test_a_store_that_runs_into_the_end_of_the_disk_keeps_its_last_state(small_disk: Path) -> None:
+    storage = storage_of(small_disk, Vault.create(small_disk, KeyFile(), CLOCK, RANDOMNESS))
+    stored = 0
+
+    def store_on() -> None:
+        nonlocal stored
+        while stored < 1000:
+            call(storage.store, f"history/{stored}", bytes([stored % 256]) * 3000)
+            stored += 1
+
+    with pytest.raises(StorageError, match="disk is full"):
+        store_on()
+    assert 10 < stored < 1000
+    again = storage_of(small_disk, Vault.open(small_disk, KeyFile(), CLOCK, RANDOMNESS))
+    names = call(again.list, "history")
+    assert len(names) == stored
+    for number in range(stored):
+        assert call(again.load, f"history/{number}") == bytes([number % 256]) * 3000
+    assert again.recovered == []
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from sdnet_core.clock import SystemRandomness
+from sdnet_core.errors import StorageError
+from sdnet_core.storage import write_atomic
+path = Path(sys.argv[1])
+write_atomic(path, b"first", randomness=SystemRandomness())
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    write_atomic(path, bytes(20_000), randomness=SystemRandomness())
+except StorageError as error:
+    print(error)
+"""
+
+
+def test_a_limit_on_the_size_of_files_is_named_and_changes_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path / "file")], capture_output=True, text=True, check=True
+    )
+    assert "limit for the size of a file; nothing was changed." in done.stdout
+    assert (tmp_path / "file").read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["file"]
