@@ -4,6 +4,7 @@ What each module is for:
 
 - ``atomic``: files that are the old ones or the new ones, never a mixture; the lock against two processes.
 - ``envelope``: the sealed file format, its key derivations and their limits.
+- ``unlock``: the secrets a person or a key file gives.
 - ``vault``: one secret unlocks the data key; subkeys for each purpose.
 - ``secure``: `SecureStorage`, named sealed files in two generations.
 
@@ -39,15 +40,15 @@ from sdnet_core.storage.envelope import (
     WrongKeyError,
 )
 from sdnet_core.storage.secure import SecureStorage
-from sdnet_core.storage.vault import (
+from sdnet_core.storage.unlock import (
     KeyFile,
     Passphrase,
     PassphraseRequiredError,
     Unlock,
-    Vault,
     VaultMode,
     WrongPassphraseError,
 )
+from sdnet_core.storage.vault import Vault
 
 __all__ = [
     "ARGON2ID",

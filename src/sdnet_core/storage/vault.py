@@ -8,14 +8,11 @@ directory or below it, so that a vault is never created anew where sealed data w
 from __future__ import annotations
 
 import contextlib
-import enum
 import logging
 import os
 import stat
 import struct
-import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives import hashes
@@ -38,9 +35,6 @@ from sdnet_core.storage.envelope import (
     HKDF_SHA256,
     KEY_BYTES,
     MAGIC,
-    MAX_SECRET_BYTES,
-    PBKDF2_SHA256,
-    KdfParameters,
     Mode,
     NewerFormatError,
     WrongKeyError,
@@ -49,18 +43,16 @@ from sdnet_core.storage.envelope import (
     seal,
     unseal,
 )
+from sdnet_core.storage.unlock import (
+    KeyFile,
+    Passphrase,
+    PassphraseRequiredError,
+    Unlock,
+    VaultMode,
+    WrongPassphraseError,
+)
 
-__all__ = [
-    "KEY_FILE_NAME",
-    "VAULT_FILE_NAME",
-    "KeyFile",
-    "Passphrase",
-    "PassphraseRequiredError",
-    "Unlock",
-    "Vault",
-    "VaultMode",
-    "WrongPassphraseError",
-]
+__all__ = ["KEY_FILE_NAME", "VAULT_FILE_NAME", "Vault"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,71 +65,6 @@ _CONTEXT = b"sdnet/vault/v1"
 _SUBKEY_INFO = b"sdnet/subkey/v1\x00"
 _CONTENTS = struct.Struct(">32sQ")
 """The data key, and when the vault was created in milliseconds since 1970."""
-
-
-class WrongPassphraseError(StorageError):
-    """The passphrase is not the one this data was sealed with."""
-
-    code = "wrong-passphrase"
-    http_status = 403
-
-
-class PassphraseRequiredError(StorageError):
-    """The data is sealed under a passphrase, and none was given."""
-
-    code = "passphrase-required"
-    http_status = 403
-
-
-class VaultMode(enum.StrEnum):
-    """What protects the data at rest."""
-
-    KEY_FILE = "key-file"
-    """A key file beside the data: whoever reads the disk reads the data."""
-    PASSPHRASE = "passphrase"
-    """A passphrase: whoever reads the disk has to guess it."""
-
-    @property
-    def protection(self) -> str:
-        """The word a status shows: ``unprotected`` or ``passphrase``."""
-        return "unprotected" if self is VaultMode.KEY_FILE else "passphrase"
-
-
-@dataclass(frozen=True, slots=True)
-class KeyFile:
-    """Unlock with the key file; nobody is asked anything."""
-
-
-@dataclass(frozen=True, slots=True)
-class Passphrase:
-    """Unlock with a passphrase.
-
-    Text is normalised (NFC), so that it opens whatever keyboard it is typed on.
-    """
-
-    secret: str | bytes = field(repr=False)
-    kdf: KdfParameters = PBKDF2_SHA256
-    """Used when sealing; opening uses what the file says."""
-
-    def encoded(self) -> bytes:
-        """Give the bytes the key is derived from.
-
-        :raises StorageError: empty, too long, or not encodable.
-        """
-        try:
-            data = (
-                unicodedata.normalize("NFC", self.secret).encode()
-                if isinstance(self.secret, str)
-                else bytes(self.secret)
-            )
-        except UnicodeEncodeError:
-            raise StorageError("The passphrase contains characters that cannot be encoded.") from None
-        if not 0 < len(data) <= MAX_SECRET_BYTES:
-            raise StorageError(f"A passphrase must not be empty, nor longer than {MAX_SECRET_BYTES} bytes.")
-        return data
-
-
-Unlock = KeyFile | Passphrase
 
 
 class Vault:

@@ -16,15 +16,15 @@ from sdnet_core.clock import SystemClock, SystemRandomness
 from sdnet_core.errors import ConflictError, StorageError
 from sdnet_core.storage.atomic import write_atomic
 from sdnet_core.storage.envelope import HKDF_SHA256, Kdf, KdfParameters, Mode, NewerFormatError, read_header, seal
-from sdnet_core.storage.vault import (
+from sdnet_core.storage.unlock import (
     KeyFile,
     Passphrase,
     PassphraseRequiredError,
     Unlock,
-    Vault,
     VaultMode,
     WrongPassphraseError,
 )
+from sdnet_core.storage.vault import Vault
 
 CLOCK, RANDOMNESS = SystemClock(), SystemRandomness()
 QUICK = KdfParameters(Kdf.PBKDF2_SHA256, iterations=100_000)
