@@ -104,6 +104,7 @@ class Connection(SwarmConn):
         super().__init__(muxed_conn, network, direction.value)
         self.way = direction
         self.address = address
+        self.set_transport_info(muxed_conn.get_transport_addresses(), muxed_conn.get_connection_type())
         self.opened_at = trio.current_time()
         self.generation = 0
         self._handlers = trio.CancelScope()

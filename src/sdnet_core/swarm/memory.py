@@ -171,28 +171,22 @@ class _Pipe:
         self._ended = False
         self._lost: str | None = None
         self._unwritable: str | None = None
-        self.broken: str | None = None
-        self.reader_gone = False
+        self._reader_gone = False
 
     def lose(self, reason: str) -> None:
-        """The connection is lost: what has arrived can still be read."""
+        """Nothing more comes; what has arrived can still be read."""
         if self._lost is None:
             self._lost = reason
             self._changed.notify()
 
-    def break_off(self, reason: str) -> None:
-        if self.broken is None:
-            self.broken = reason
-            self._items.clear()
-            self._changed.notify()
-
     def lose_reader(self, reason: str) -> None:
-        """The connection is lost for the writer: what it sends goes nowhere."""
+        """What the writer sends goes nowhere from now on."""
         self._unwritable = reason
         self._changed.notify()
 
     def stop_reading(self) -> None:
-        self.reader_gone = True
+        """The reader takes no more."""
+        self._reader_gone = True
         self._items.clear()
         self._changed.notify()
 
@@ -213,9 +207,8 @@ class _Pipe:
         while True:
             if self._ended:
                 raise anyio.ClosedResourceError
-            reason = self.broken or self._unwritable or ("The other side closed it." if self.reader_gone else None)
-            if reason is not None:
-                raise anyio.BrokenResourceError(reason)
+            if self._unwritable is not None:
+                raise anyio.BrokenResourceError(self._unwritable)
             if not view:
                 return
             if self._size >= self._max_bytes:
@@ -229,10 +222,8 @@ class _Pipe:
 
     async def get(self, max_bytes: int) -> bytes:
         while True:
-            if self.reader_gone:
+            if self._reader_gone:
                 raise anyio.ClosedResourceError
-            if self.broken is not None:
-                raise anyio.BrokenResourceError(self.broken)
             if not self._items:
                 if self._lost is not None:
                     raise anyio.BrokenResourceError(self._lost)
@@ -261,7 +252,7 @@ class _Pipe:
         async with anyio.create_task_group() as group:
 
             async def watch() -> None:
-                while self.broken is None and self._lost is None and not self.reader_gone:
+                while self._lost is None and not self._reader_gone:
                     await self._changed.wait()
                 group.cancel_scope.cancel()
 
@@ -317,29 +308,31 @@ class _MemoryStream(SwarmStream):
         await anyio.lowlevel.checkpoint_if_cancelled()
         if self._closed:
             raise anyio.ClosedResourceError
-        if self._outgoing.broken is not None:
-            raise anyio.BrokenResourceError(self._outgoing.broken)
         self._outgoing.end()
         await anyio.lowlevel.cancel_shielded_checkpoint()
 
     async def aclose(self) -> None:
-        self._closed = True
-        self._outgoing.end()
-        self._incoming.stop_reading()
-        self._half.streams.discard(self)
+        if not self._closed:
+            self._closed = True
+            self._outgoing.end()
+            self._incoming.stop_reading()
+            self._half.link.when_it_gets_through(lambda: self._incoming.lose_reader("The stream was closed."))
+            self._half.streams.discard(self)
         await anyio.lowlevel.checkpoint()
 
     async def reset(self) -> None:
         if not self._closed:
             self._closed = True
             self._incoming.stop_reading()
-            self._half.link.when_it_gets_through(lambda: self._break("The stream was reset."))
+            self._outgoing.lose_reader("The stream was reset.")
             self._half.streams.discard(self)
+            if self._half.open:
+                self._half.link.when_it_gets_through(self._reset_other_side)
 
-    def _break(self, reason: str) -> None:
-        """The stream is over for both sides."""
-        self._outgoing.break_off(reason)
-        self._incoming.break_off(reason)
+    def _reset_other_side(self) -> None:
+        # The pipes are shared: what we write to is what the other side reads from.
+        self._outgoing.lose("The stream was reset by the peer.")
+        self._incoming.lose_reader("The stream was reset by the peer.")
 
     def lose(self, reason: str) -> None:
         """The connection is lost for this side."""

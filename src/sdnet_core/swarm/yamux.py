@@ -173,7 +173,7 @@ class YamuxStream(IMuxedStream):
             return
         self._fin_sent = True
         self._writers.unpark_all()
-        self.conn.queue_fin(self.stream_id)
+        self.conn.queue_end(_FIN, self.stream_id)
         self._forget_if_done()
 
     async def close(self) -> None:
@@ -195,7 +195,8 @@ class YamuxStream(IMuxedStream):
         """Reset the stream: both directions end at once."""
         if self.is_closed:
             return
-        self.conn.queue_control(_WINDOW_UPDATE, _RST, self.stream_id, 0)
+        self.conn.queue_end(_RST, self.stream_id)
+        self._chunks.clear()
         self.break_off(reason)
 
     async def reset(self) -> None:
@@ -203,15 +204,10 @@ class YamuxStream(IMuxedStream):
         self.abort()
         await trio.lowlevel.checkpoint()
 
-    def break_off(self, reason: str, *, drop: bool = True) -> None:
-        """The stream is broken: wake everybody who waits on it.
-
-        :param drop: drop what was received and not read, unless the other side had ended in order.
-        """
+    def break_off(self, reason: str) -> None:
+        """The stream is broken: wake everybody who waits on it. What has arrived can still be read."""
         if self._broken is None:
             self._broken = reason
-        if drop and not self._fin_received:
-            self._chunks.clear()
         self._readers.unpark_all()
         self._writers.unpark_all()
         self.conn.forget(self)
@@ -398,8 +394,7 @@ class Yamux(IMuxedConn):
             return
         self.failure = reason
         for stream in list(self.streams.values()):
-            # What has arrived can still be read.
-            stream.break_off(reason, drop=False)
+            stream.break_off(reason)
         self.streams.clear()
         self._control.clear()
         self._data.clear()
@@ -428,12 +423,16 @@ class Yamux(IMuxedConn):
         self.queued_bytes += len(frame)
         self._wake.unpark_all()
 
-    def queue_fin(self, stream_id: int) -> None:
-        """Queue the end of our direction of a stream, behind its data."""
-        if self.failure is None:
-            self._data.append(_HEADER.pack(0, _DATA, _FIN, stream_id, 0))
-            self.queued_bytes += _HEADER.size
-            self._wake.unpark_all()
+    def queue_end(self, flag: int, stream_id: int) -> None:
+        """Queue a stream's orderly end or reset, behind its data."""
+        if self.failure is not None:
+            return
+        if self.queued_bytes >= 2 * _MAX_QUEUED_BYTES:
+            self.fail("The peer does not read what it made us answer.")
+            return
+        self._data.append(_HEADER.pack(0, _WINDOW_UPDATE, flag, stream_id, 0))
+        self.queued_bytes += _HEADER.size
+        self._wake.unpark_all()
 
     def _next_batch(self) -> bytes:
         """As many queued frames as fit one Noise message."""
