@@ -1,0 +1,67 @@
+"""``python -m sdnet_core.daemon``: the background process that ``sdnet start`` starts."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from typing import Any
+
+from ..config import load_config
+from ..errors import NetworkingError
+
+
+def main() -> int:
+    """Run a node, telling the process that started us over a pipe how the start went.
+
+    :returns: the exit code.
+    """
+    parser = argparse.ArgumentParser(prog="sdnet_core.daemon")
+    parser.add_argument("--instance", required=True)
+    parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--tcp", action="store_true")
+    arguments = parser.parse_args()
+    report = _Report(arguments.ready_fd)
+    try:
+        config = load_config(arguments.instance)
+        from .run import run_node
+
+        run_node(config, on_ready=lambda status: report.send({"status": status}), tcp=arguments.tcp)
+    except NetworkingError as error:
+        report.send(
+            {
+                "problem": {
+                    "type": f"urn:sdnet:error:{error.code}",
+                    "status": error.http_status,
+                    "detail": error.detail,
+                    "exit_code": error.exit_code,
+                }
+            }
+        )
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+class _Report:
+    """The pipe to our starter: one line, then it is closed."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_inheritable(descriptor, False)
+        self._descriptor: int | None = descriptor
+
+    def send(self, answer: dict[str, Any]) -> None:
+        if self._descriptor is None:
+            return
+        descriptor, self._descriptor = self._descriptor, None
+        # The starter may have left; we run on.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(descriptor, json.dumps(answer).encode() + b"\n")
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""Runs a node with its local API until it is told to stop."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import msgspec
+from anyio.abc import TaskStatus
+
+from ..config import Config
+from ..errors import AlreadyRunningError, NetworkingError, StorageError
+from .app import create_app, require_token
+from .listener import ApiListener, open_listener
+from .log import configure_logging
+from .problems import encode_json, single_cause
+from .process import lock_holder
+
+if TYPE_CHECKING:
+    from ..core import NetworkingCore
+
+__all__ = ["run_node"]
+
+STOP_TIMEOUT_S = 10.0
+"""A stop that takes longer ends the process the hard way; the store survives that."""
+LOCK_ATTEMPTS = 5
+
+_logger = logging.getLogger(__name__)
+
+
+def run_node(
+    config: Config, *, on_ready: Callable[[dict[str, Any]], None], foreground: bool = False, tcp: bool = False
+) -> None:
+    """Run the node; returns when it has stopped cleanly. Blocking; call it in the main thread, after the last fork.
+
+    :param on_ready: called with the node's status once it is up and its API answers.
+    :param foreground: log to standard error too.
+    :param tcp: serve the local API on loopback TCP although there are Unix sockets.
+    :raises AlreadyRunningError: a node runs on this data directory.
+    :raises NetworkingError: it cannot start, or it failed while it ran; says why.
+    """
+    _forbid_core_dumps()
+    _check_not_running(config)
+    try:
+        handlers = configure_logging(config, foreground=foreground)
+    except OSError as error:
+        raise StorageError(f"The log {config.paths.log_file} cannot be written: {error.strerror}.") from error
+    try:
+        _run_with_patience(config, tcp, on_ready)
+    except Exception as error:
+        cause = single_cause(error)
+        if isinstance(cause, NetworkingError):
+            _logger.error("the node ends: %s", cause.detail, exc_info=error)
+            raise cause from error
+        _logger.exception("the node ends")
+        reason = f"{type(cause).__name__}: {cause}".strip().removesuffix(".")
+        raise NetworkingError(f"The node failed: {reason}. See {config.paths.log_file}.") from error
+    finally:
+        logging.captureWarnings(False)
+        for handler in handlers:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+def _run_with_patience(config: Config, tcp: bool, on_ready: Callable[[dict[str, Any]], None]) -> None:
+    """Run the node. Whoever looks at the lock holds it for a moment: that is not a node."""
+    for attempt in range(LOCK_ATTEMPTS):
+        try:
+            anyio.run(_run, config, tcp, on_ready, backend="trio")
+            return
+        except Exception as error:
+            found = single_cause(error)
+            if not isinstance(found, AlreadyRunningError) or attempt == LOCK_ATTEMPTS - 1:
+                raise
+            _check_not_running(config)
+
+
+async def _run(config: Config, tcp: bool, on_ready: Callable[[dict[str, Any]], None]) -> None:
+    await _Run(config, tcp, on_ready).run()
+
+
+class _Run:
+    """One run of a node, from the start to the stop."""
+
+    def __init__(self, config: Config, tcp: bool, on_ready: Callable[[dict[str, Any]], None]) -> None:
+        self._config = config
+        self._tcp = tcp
+        self._on_ready = on_ready
+        self._starting = anyio.CancelScope()
+        self._ready = False
+        self._stopping = anyio.Event()
+        self._watchdog = threading.Timer(STOP_TIMEOUT_S, _leave_at_once)
+        self._watchdog.daemon = True
+
+    async def run(self) -> None:
+        """Run the node until a signal or a client stops it."""
+        try:
+            async with anyio.create_task_group() as group:
+                await group.start(self._heed_signals)
+                with self._starting:
+                    # Imported here, since it brings in libp2p: signals are heeded from before that.
+                    from ..core import NetworkingCore
+
+                    async with NetworkingCore(self._config) as core:
+                        # Below the core, which holds the lock on the data directory.
+                        with open_listener(self._config, tcp=self._tcp) as listener:
+                            await self._serve(core, listener)
+                group.cancel_scope.cancel()
+            _logger.info("stopped")
+        finally:
+            self._watchdog.cancel()
+
+    def stop(self) -> None:
+        """Begin to stop."""
+        if not self._stopping.is_set():
+            _logger.info("stopping")
+            self._stopping.set()
+            self._watchdog.start()
+            if not self._ready:
+                self._starting.cancel()
+
+    async def _serve(self, core: NetworkingCore, listener: ApiListener) -> None:
+        from .server import serve
+
+        guard = None
+        if (endpoint := listener.endpoint) is not None:
+            hosts = (f"{endpoint.host}:{endpoint.port}", f"localhost:{endpoint.port}")
+            guard = partial(require_token, token=endpoint.token, hosts=hosts)
+        app = create_app(core, stop=self.stop, stopping=self._stopping, guard=guard)
+        async with anyio.create_task_group() as group:
+            await group.start(partial(serve, app, listener.socket, stopping=self._stopping))
+            self._ready = True
+            _logger.info("ready")
+            self._on_ready(msgspec.json.decode(encode_json(core.status())))
+
+    async def _heed_signals(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        wanted = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+        with anyio.open_signal_receiver(*wanted) as signals:
+            task_status.started()
+            async for number in signals:
+                if self._stopping.is_set():
+                    _logger.warning("second signal; leaving at once")
+                    os._exit(128 + number)
+                _logger.info("received %s", signal.Signals(number).name)
+                self.stop()
+
+
+def _check_not_running(config: Config) -> None:
+    holder = lock_holder(config)
+    if holder is not None:
+        process = f" (process {holder})" if holder else ""
+        raise AlreadyRunningError(f"A node is already running for instance {config.instance}{process}.")
+
+
+def _leave_at_once() -> None:
+    _logger.error("the node did not stop within %s s; leaving at once", STOP_TIMEOUT_S)
+    faulthandler.dump_traceback(sys.__stderr__ or sys.stderr)
+    os._exit(1)
+
+
+def _forbid_core_dumps() -> None:
+    """A core file would hold the keys in clear."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
