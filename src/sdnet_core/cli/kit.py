@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..config import Config
+    from ..plugins import PluginSet
 
 __all__ = [
     "ApiClient",
@@ -82,6 +83,18 @@ class Cli:
     def client(self) -> ApiClient:
         """The running node. Each call raises `NotRunningError` if there is none."""
         return ApiClient(self.config)
+
+    def find_plugins(self, *, load: bool = True) -> PluginSet:
+        """The installed plugins, without a node.
+
+        :param load: import them too. One that fails is in the result with its reason, whatever the settings say.
+        :raises ConfigurationError: a setting is wrong.
+        """
+        import msgspec
+
+        from ..plugins import find_plugins
+
+        return find_plugins(msgspec.structs.replace(self.config.plugins, strict=False), load=load)
 
     @cached_property
     def console(self) -> Console:
@@ -190,7 +203,7 @@ def _cell(value: Any) -> str:
         case list() | tuple():
             return ", ".join(map(_cell, value)) or "-"
         case _:
-            return str(value)
+            return " ".join(str(value).splitlines())
 
 
 def _console(*, stderr: bool) -> Console:

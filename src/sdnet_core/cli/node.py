@@ -1,0 +1,143 @@
+"""``sdnet start``, ``stop``, ``restart``, ``status`` and ``version``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..errors import NotRunningError
+from .kit import Cli, format_duration, json_option, pass_cli
+
+__all__ = ["restart", "start", "status", "stop", "version"]
+
+_TCP = click.option("--tcp", is_flag=True, hidden=True, help="Serve the local API on loopback TCP.")
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  sdnet start\n"
+    "  sdnet start --foreground            for service managers; Ctrl-C stops it\n"
+    "  sdnet --instance test start"
+)
+@click.option("--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")
+@_TCP
+@json_option
+@pass_cli
+def start(cli: Cli, foreground: bool, tcp: bool, as_json: bool) -> None:
+    """Start this device's node.
+
+    Waits until it listens. Settings come from its configuration file and from SDNET_* variables.
+    """
+    _start(cli, foreground=foreground, tcp=tcp, as_json=as_json)
+
+
+@click.command(epilog="\b\nExamples:\n  sdnet stop\n  sdnet --instance test stop")
+@pass_cli
+def stop(cli: Cli) -> None:
+    """Stop the node, and wait until it has ended."""
+    from ..daemon.process import stop_node
+
+    stop_node(cli.config)
+    cli.note(f"The node of instance {cli.config.instance} has stopped.")
+
+
+@click.command(epilog="\b\nExamples:\n  sdnet restart                       after a change of settings")
+@_TCP
+@json_option
+@pass_cli
+def restart(cli: Cli, tcp: bool, as_json: bool) -> None:
+    """Stop the node if it runs, and start it."""
+    from ..daemon.process import stop_node
+
+    try:
+        stop_node(cli.config)
+    except NotRunningError:
+        cli.note("It was not running.")
+    _start(cli, foreground=False, tcp=tcp, as_json=as_json)
+
+
+@click.command(epilog="\b\nExamples:\n  sdnet status\n  sdnet status --json | jq -r .peer_id")
+@json_option
+@pass_cli
+def status(cli: Cli, as_json: bool) -> None:
+    """Show the node's identity and state.
+
+    Who it is, where it listens, how its keys are stored, how many devices are connected.
+    """
+    found = cli.client.get("/status")
+    if as_json:
+        cli.print_json(found)
+        return
+    storage, devices, failed = found["storage"], found["devices"], found["plugins"]["failed"]
+    _print_fields(
+        cli,
+        [
+            *_identity_fields(found),
+            ("Addresses", "\n".join(found["addresses"]) or "none"),
+            ("Storage", f"{storage['protection']} ({storage['mode']})"),
+            ("", "\n".join(f"recovered: {text}" for text in storage["recovered"])),
+            ("Data", found["data"]),
+            ("Log", found["log_file"]),
+            ("Running for", f"{format_duration(found['uptime_s'])} (process {found['pid']}, sdnet {found['version']})"),
+            ("Devices", f"{devices['connected']} connected of {devices['paired']} paired"),
+            ("Plugins", f"failed: {', '.join(failed)}; see: sdnet plugins" if failed else "all well"),
+        ],
+    )
+
+
+@click.command(epilog="\b\nExamples:\n  sdnet version\n  sdnet version --json")
+@json_option
+@pass_cli
+def version(cli: Cli, as_json: bool) -> None:
+    """Show the versions of sdnet, Python and the node."""
+    import platform
+    from importlib import metadata
+
+    found: dict[str, Any] = {"version": metadata.version("sdnet-core"), "python": platform.python_version()}
+    try:
+        found["node"] = cli.client.get("/version")
+    except NotRunningError:
+        found["node"] = None
+    if as_json:
+        cli.print_json(found)
+        return
+    cli.print(f"sdnet {found['version']}, Python {found['python']}")
+    if found["node"] is not None and found["node"]["version"] != found["version"]:
+        cli.print(f"The running node is sdnet {found['node']['version']}; update it with: sdnet restart")
+
+
+def _start(cli: Cli, *, foreground: bool, tcp: bool, as_json: bool) -> None:
+    if not foreground:
+        from ..daemon.process import start_background
+
+        _announce(cli, start_background(cli.config, tcp=tcp), as_json)
+        return
+    from ..daemon.run import run_node
+
+    run_node(cli.config, on_ready=lambda found: _announce(cli, found, as_json), foreground=True, tcp=tcp)
+
+
+def _announce(cli: Cli, found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        cli.print_json(found, compact=True)
+    else:
+        _print_fields(cli, _identity_fields(found))
+
+
+def _identity_fields(found: dict[str, Any]) -> list[tuple[str, str]]:
+    fingerprint = found["fingerprint"]
+    return [
+        ("Instance", found["instance"]),
+        ("Name", found["name"]),
+        ("Device id", found["device_id"]),
+        ("Peer id", found["peer_id"]),
+        ("Fingerprint", f"{fingerprint['words']}\n{fingerprint['hex']}"),
+    ]
+
+
+def _print_fields(cli: Cli, fields: list[tuple[str, str]]) -> None:
+    width = max(len(title) for title, _ in fields) + 2
+    for title, value in fields:
+        for number, line in enumerate(value.splitlines()):
+            cli.print(("" if number else title).ljust(width) + line)
