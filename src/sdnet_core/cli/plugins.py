@@ -24,7 +24,8 @@ __all__ = ["plugins"]
 def plugins(cli: Cli, no_load: bool, as_json: bool) -> None:
     """List the installed plugins and their state.
 
-    Those that failed or are disabled are listed too, with the reason. Shows what the running node has loaded; without one, what it would load.
+    Those that failed or are disabled are listed too, with the reason. Shows what the running node has loaded;
+    without one, what it would load.
     """
     found = _installed(cli, load=False) if no_load else _running(cli)
     if as_json:
