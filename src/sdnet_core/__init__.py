@@ -1,0 +1,91 @@
+"""sdnet: networking between a person's own devices.
+
+The names below are the public interface. They are imported when first used, so that ``import sdnet_core`` costs
+nothing: neither libp2p nor trio nor cryptography is loaded before a node is made.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import Config, load_config
+    from .context import PluginContext
+    from .core import NetworkingCore
+    from .devices.trust import Access, RemoteDevice, Trust
+    from .discovery.candidates import Candidate
+    from .hookspecs import (
+        ApiRequest,
+        AuthorizationRequest,
+        Decision,
+        Route,
+        ServiceSpec,
+        hookimpl,
+    )
+    from .identity import DeviceInfo, Fingerprint, NetworkIdentity, is_small_order, public_key_from_peer_id, verify
+    from .plugins import PluginRecord, PluginState
+    from .protocols.handler import Capability, PeerStream, ProtocolHandler, ProtocolSpec
+    from .storage import SecureStorage
+
+_HOMES = {
+    "config": ("Config", "load_config"),
+    "context": ("PluginContext",),
+    "core": ("NetworkingCore",),
+    "devices.trust": ("Access", "RemoteDevice", "Trust"),
+    "discovery.candidates": ("Candidate",),
+    "hookspecs": ("ApiRequest", "AuthorizationRequest", "Decision", "Route", "ServiceSpec", "hookimpl"),
+    "identity": (
+        "DeviceInfo",
+        "Fingerprint",
+        "NetworkIdentity",
+        "is_small_order",
+        "public_key_from_peer_id",
+        "verify",
+    ),
+    "plugins": ("PluginRecord", "PluginState"),
+    "protocols.handler": ("Capability", "PeerStream", "ProtocolHandler", "ProtocolSpec"),
+    "storage": ("SecureStorage",),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Access",
+    "ApiRequest",
+    "AuthorizationRequest",
+    "Candidate",
+    "Capability",
+    "Config",
+    "Decision",
+    "DeviceInfo",
+    "Fingerprint",
+    "NetworkIdentity",
+    "NetworkingCore",
+    "PeerStream",
+    "PluginContext",
+    "PluginRecord",
+    "PluginState",
+    "ProtocolHandler",
+    "ProtocolSpec",
+    "RemoteDevice",
+    "Route",
+    "SecureStorage",
+    "ServiceSpec",
+    "Trust",
+    "hookimpl",
+    "is_small_order",
+    "load_config",
+    "public_key_from_peer_id",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{module}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

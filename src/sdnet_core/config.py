@@ -131,8 +131,8 @@ class Paths:
 
     @property
     def lock_file(self) -> Path:
-        """Held by the one daemon on this data directory; holds its process id."""
-        return self.data / "daemon.lock"
+        """Held by the one node on this data directory (by `NetworkingCore`); holds its process id."""
+        return self.data / "lock"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .clock import Clock, Randomness, Runner
+from .devices.trust import RemoteDevice
 from .errors import PluginError
 from .events import NetworkEvent, Subscription
 from .identity import DeviceInfo
-from .protocols.handler import Capability, PeerStream, RemoteDevice
+from .protocols.handler import Capability, PeerStream
 
 if TYPE_CHECKING:
     from .core import NetworkingCore
-    from .discovery.candidates import CandidateSubscription
+    from .discovery.candidates import CandidateStream
     from .storage import SecureStorage
 
 __all__ = ["PluginContext"]
@@ -131,9 +132,7 @@ class PluginContext:
             peer_id, addresses, protocol_name, version=version, timeout_s=timeout_s
         )
 
-    async def request(
-        self, device_id: uuid.UUID, protocol_name: str, data: bytes, *, timeout_s: float = 30.0
-    ) -> bytes:
+    async def request(self, device_id: uuid.UUID, protocol_name: str, data: bytes, *, timeout_s: float = 30.0) -> bytes:
         """Send one request and wait for its answer.
 
         :raises NetworkingError: as `open_stream`, and NetworkTimeoutError when no answer came in time.
@@ -174,14 +173,14 @@ class PluginContext:
         return self._core.identity.sign(self.name, message)
 
     def advertise(self, tag: bytes) -> AbstractContextManager[None]:
-        """Announce a tag (at most 64 bytes) in discovery for the length of the block.
+        """Announce a tag (1 to 64 bytes, which everybody near can read) in discovery for the length of the block.
 
         Needs `Capability.ADVERTISE`.
         """
         self._require(Capability.ADVERTISE)
         return self._core.advertise(tag)
 
-    def candidates(self) -> CandidateSubscription:
+    def candidates(self) -> AbstractAsyncContextManager[CandidateStream]:
         """Peers that discovery sees, those known already first: ``async with`` it and iterate.
 
         Needs `Capability.ADVERTISE`.

@@ -18,8 +18,8 @@ import msgspec
 from .clock import Clock
 
 __all__ = [
-    "ConnectionFailed",
     "ConnectionEstablished",
+    "ConnectionFailed",
     "ConnectionLost",
     "DevicePaired",
     "DeviceRemoved",

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     import click
 
     from .context import PluginContext
+    from .devices.trust import RemoteDevice
     from .events import NetworkEvent
-    from .protocols.handler import ProtocolSpec, RemoteDevice
+    from .protocols.handler import ProtocolSpec
 
 __all__ = [
     "ENTRY_POINT_GROUP",

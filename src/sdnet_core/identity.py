@@ -33,9 +33,7 @@ _PEER_ID_PREFIX = bytes([0x00, 0x24, 0x08, 0x01, 0x12, 0x20])
 _FIELD_PRIME = 2**255 - 19
 # RFC 8032: the y coordinates of the points whose order divides the cofactor 8. Under such a public key anybody can
 # make signatures that verify.
-_ORDER_8_Y = int.from_bytes(
-    bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little"
-)
+_ORDER_8_Y = int.from_bytes(bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little")
 _SMALL_ORDER_Y = frozenset({0, 1, _FIELD_PRIME - 1, _ORDER_8_Y, _FIELD_PRIME - _ORDER_8_Y})
 
 _CONSONANTS = "bdfghjklmnprstvz"

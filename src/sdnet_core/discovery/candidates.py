@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from sdnet_core.clock import Clock
@@ -191,6 +192,7 @@ class Discovery:
     :param clock: dates and expires what was found.
     :param peer_id: our own, which is never a candidate.
     :param networks: gives this machine's networks; their addresses are preferred.
+    :param restart_delay_s: how long a source that failed waits at first, seconds; doubles up to a minute.
     """
 
     def __init__(
@@ -200,6 +202,7 @@ class Discovery:
         *,
         peer_id: str,
         networks: Callable[[], Sequence[Network]] = local_networks,
+        restart_delay_s: float = RESTART_DELAY_S,
     ) -> None:
         self._sources = tuple(sources)
         if len({source.name for source in self._sources}) != len(self._sources):
@@ -207,6 +210,7 @@ class Discovery:
         self._clock = clock
         self._peer_id = peer_id
         self._read_networks = networks
+        self._restart_delay_s = restart_delay_s
         self._networks: Sequence[Network] = ()
         self._networks_read_at = -math.inf
         self._known: dict[str, OrderedDict[str, _Known]] = {source.name: OrderedDict() for source in self._sources}
@@ -219,21 +223,27 @@ class Discovery:
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         """Run the sources for the length of the block; leaving it withdraws what was announced."""
+        failure: Exception | None = None
         try:
             async with anyio.create_task_group() as group:
                 for source in self._sources:
                     group.start_soon(self._supervise, source, name=f"discovery {source.name}")
                 try:
                     yield
+                except Exception as error:
+                    # Raised below, so that the caller's own exception does not come out of a group.
+                    failure = error
                 finally:
                     group.cancel_scope.cancel()
         finally:
             self._stopped = True
             for stream in tuple(self._streams):
                 stream._end()
+        if failure is not None:
+            raise failure
 
     async def _supervise(self, source: DiscoverySource) -> None:
-        delay_s = RESTART_DELAY_S
+        delay_s = self._restart_delay_s
         while True:
             started_at = self._clock.monotonic()
             try:
@@ -256,7 +266,7 @@ class Discovery:
                     exc_info=_logger.isEnabledFor(logging.DEBUG),
                 )
             if self._clock.monotonic() - started_at > source.start_timeout_s + MAX_RESTART_DELAY_S:
-                delay_s = RESTART_DELAY_S
+                delay_s = self._restart_delay_s
             await anyio.sleep(delay_s)
             delay_s = min(delay_s * 2, MAX_RESTART_DELAY_S)
 

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import dataclass, field
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 from typing import ClassVar
 
+import anyio
+
+from ..devices.trust import Access, RemoteDevice
 from ..errors import ProtocolError
 from ..events import NetworkEvent
+from ..session import SealedStream
 from ..swarm.abc import SwarmStream
 from ..wire import MessageStream
 
 __all__ = ["Access", "Capability", "PeerStream", "ProtocolHandler", "ProtocolSpec", "RemoteDevice"]
-
-
-class Access(IntEnum):
-    """The least trust a peer needs to open a protocol."""
-
-    STRANGER = 0
-    """Anybody, before pairing. The stream is encrypted by Noise only; the handler bounds everything itself."""
-    VERIFIED = 1
-    """A paired device, also one whose sensitive operations a person approves one by one."""
-    TRUSTED = 2
-    """A paired device that is trusted; a new pairing is."""
 
 
 class Capability(StrEnum):
@@ -37,25 +29,6 @@ class Capability(StrEnum):
     """Announce tags in discovery and look for peers there."""
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteDevice:
-    """A paired device, as plugins see it.
-
-    :param device_id: its UUID.
-    :param peer_id: its libp2p peer id.
-    :param pairing_id: changes when the two devices pair anew.
-    :param connected: whether a proven session to it exists now.
-    """
-
-    device_id: uuid.UUID
-    name: str
-    os: str
-    peer_id: str
-    pairing_id: uuid.UUID
-    trust: Access
-    connected: bool
-
-
 class PeerStream(SwarmStream):
     """A stream as handlers get it: sealed end to end for a paired device, Noise only for a stranger.
 
@@ -63,13 +36,15 @@ class PeerStream(SwarmStream):
     `send_record` and `receive_record` give access to them without cutting or joining.
 
     :ivar device: the paired device at the other end, None for a stranger (then only ``peer_id`` is known).
+    :ivar last_activity: when something last moved, in `anyio.current_time` seconds.
+    :ivar timed_out: whether the gate ended it because nothing moved.
     """
 
-    device: RemoteDevice | None
-
-    def __init__(self, inner: SwarmStream, device: RemoteDevice | None) -> None:
+    def __init__(self, inner: SwarmStream | SealedStream, device: RemoteDevice | None) -> None:
         self._inner = inner
         self.device = device
+        self.last_activity = anyio.current_time()
+        self.timed_out = False
 
     @property
     def peer_id(self) -> str:
@@ -100,10 +75,31 @@ class PeerStream(SwarmStream):
         return MessageStream(self, max_bytes=max_bytes)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        return await self._inner.receive(max_bytes)
+        data = await self._inner.receive(max_bytes)
+        self.last_activity = anyio.current_time()
+        return data
 
     async def send(self, item: bytes) -> None:
         await self._inner.send(item)
+        self.last_activity = anyio.current_time()
+
+    async def send_record(self, data: bytes | bytearray | memoryview) -> None:
+        """Send up to 1 MiB as one record. On a stranger's stream: as bytes."""
+        if isinstance(self._inner, SealedStream):
+            await self._inner.send_record(data)
+        else:
+            await self._inner.send(bytes(data))
+        self.last_activity = anyio.current_time()
+
+    async def receive_record(self) -> bytes:
+        """Receive one whole record. On a stranger's stream: what bytes have come.
+
+        :raises anyio.EndOfStream: the other side ended the stream in order.
+        """
+        inner = self._inner
+        data = await inner.receive_record() if isinstance(inner, SealedStream) else await inner.receive()
+        self.last_activity = anyio.current_time()
+        return data
 
     async def send_eof(self) -> None:
         await self._inner.send_eof()

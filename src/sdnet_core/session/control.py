@@ -42,7 +42,7 @@ _MAX_PINGS = 64
 _MAX_QUEUED = 64
 """Messages that wait to be sent; while there are more, none of the other side's are taken."""
 
-_PingNumber = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+_PingNumber = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class GoodbyeReason(StrEnum):

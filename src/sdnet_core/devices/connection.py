@@ -1,0 +1,66 @@
+"""A live, proven connection to a paired device."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import anyio
+
+from ..session import ControlChannel, Role, Session
+
+__all__ = ["DeviceConnection"]
+
+
+@dataclass(eq=False, slots=True)
+class DeviceConnection:
+    """One session with a device, its control channel, and the streams that live on it.
+
+    :param address: of the other side, as the swarm knows it.
+    :ivar latency_s: smoothed round-trip time, None before the first ping.
+    """
+
+    device_id: uuid.UUID
+    session: Session
+    control: ControlChannel
+    address: str | None
+    latency_s: float | None = None
+    ended: anyio.Event = field(default_factory=anyio.Event)
+    reason: str = ""
+    _scopes: set[anyio.CancelScope] = field(default_factory=set)
+
+    @property
+    def peer_id(self) -> str:
+        """The peer at the other end."""
+        return self.session.peer_id
+
+    @property
+    def dialled_address(self) -> str | None:
+        """The address, if the device can be dialled there again: not the source port of an inbound connection."""
+        return self.address if self.session.role is Role.INITIATOR else None
+
+    def measured(self, round_trip_s: float) -> None:
+        """Take one round-trip time into the average (EWMA, weight 1/8 as in RFC 6298)."""
+        self.latency_s = round_trip_s if self.latency_s is None else self.latency_s * 0.875 + round_trip_s * 0.125
+
+    def end(self, reason: str) -> None:
+        """End the connection: its streams are cancelled and whoever supervises it wakes up. The first reason stays."""
+        if not self.ended.is_set():
+            self.reason = reason
+            self.ended.set()
+        for scope in tuple(self._scopes):
+            scope.cancel()
+
+    @contextmanager
+    def bound(self) -> Iterator[anyio.CancelScope]:
+        """A cancel scope that ends with the connection."""
+        with anyio.CancelScope() as scope:
+            self._scopes.add(scope)
+            if self.ended.is_set():
+                scope.cancel()
+            try:
+                yield scope
+            finally:
+                self._scopes.discard(scope)

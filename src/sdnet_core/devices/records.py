@@ -1,0 +1,134 @@
+"""What is kept of each paired device, sealed on disk.
+
+A pairing (`PairedDevice`, with its root) and what is learnt while connecting (`ConnectionRecord`) lie in files of their
+own: the second is written often, and losing it costs nothing but time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import uuid
+from typing import Annotated
+
+import msgspec
+
+from ..errors import SerializationError, StorageError
+from ..identity import DeviceInfo
+from ..storage import SecureStorage
+from ..wire import Bytes16, Bytes32, Message, decode, encode
+from .trust import Trust
+
+__all__ = ["ConnectionRecord", "DeviceStore", "PairedDevice"]
+
+logger = logging.getLogger(__name__)
+
+MAX_ADDRESSES = 16
+
+
+class PairedDevice(Message, frozen=True, kw_only=True, tag=1):
+    """One pairing.
+
+    :param pairing_root: the secret both devices derived at pairing; every session grows from it.
+    :param paired_at: seconds since the epoch.
+    :param pending: we showed the code and the other side has not confirmed yet.
+    """
+
+    info: DeviceInfo
+    pairing_id: Bytes16
+    pairing_root: Bytes32
+    paired_at: float
+    trust: Trust = Trust.TRUSTED
+    pending: bool = False
+    auto_connect: bool = True
+
+    @property
+    def device_id(self) -> uuid.UUID:
+        """The device's UUID."""
+        return self.info.id
+
+    @property
+    def peer_id(self) -> str:
+        """The device's libp2p peer id."""
+        return self.info.peer_id
+
+    def __repr__(self) -> str:
+        return f"PairedDevice({self.info.name!r}, {self.device_id}, {self.trust}{', pending' if self.pending else ''})"
+
+
+class ConnectionRecord(Message, frozen=True, kw_only=True, tag=2):
+    """How a device was reached.
+
+    :param addresses: where it answered as itself, latest first.
+    :param last_seen: seconds since the epoch, 0 if never.
+    """
+
+    addresses: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=256)], ...], msgspec.Meta(max_length=16)] = ()
+    last_seen: float = 0.0
+
+    def seen(self, at: float, address: str | None) -> ConnectionRecord:
+        """The same after a connection at an address."""
+        addresses = self.addresses
+        if address is not None:
+            addresses = (address, *(a for a in addresses if a != address))[:MAX_ADDRESSES]
+        return ConnectionRecord(addresses=addresses, last_seen=at)
+
+
+@dataclasses.dataclass(slots=True)
+class DeviceStore:
+    """Reads and writes the records of paired devices.
+
+    :param storage: the node's sealed store.
+    :param local_id: our own device id.
+    """
+
+    storage: SecureStorage
+    local_id: uuid.UUID
+
+    async def load_pairings(self) -> tuple[PairedDevice, ...]:
+        """All pairings.
+
+        :raises StorageError: one is damaged in both generations; says which.
+        """
+        pairings: list[PairedDevice] = []
+        for name in await self.storage.list("devices"):
+            data = await self.storage.load(name)
+            if data is None:
+                continue
+            try:
+                pairings.append(decode(data, PairedDevice))
+            except SerializationError as error:
+                raise StorageError(f"The record {name} opens but is not a device: {error}") from error
+        return tuple(pairings)
+
+    async def save_pairing(self, device: PairedDevice) -> None:
+        """Store a pairing durably. A revoked or expired one overwrites both generations: its root must not come back.
+
+        :raises StorageError: it could not be stored; nothing changed.
+        """
+        final = device.trust in (Trust.REVOKED, Trust.EXPIRED)
+        await self.storage.store(f"devices/{device.device_id}", encode(device), both_generations=final)
+
+    async def delete_pairing(self, device_id: uuid.UUID) -> None:
+        """Forget a device altogether."""
+        await self.storage.delete(f"devices/{device_id}")
+        await self.storage.delete(self._connection(device_id))
+
+    async def load_connection(self, device_id: uuid.UUID) -> ConnectionRecord:
+        """What is known of reaching a device. A damaged file counts as nothing known."""
+        try:
+            data = await self.storage.load(self._connection(device_id))
+            return ConnectionRecord() if data is None else decode(data, ConnectionRecord)
+        except (StorageError, SerializationError) as error:
+            logger.warning("connection record of device %s is lost: %s", device_id, error)
+            return ConnectionRecord()
+
+    async def save_connection(self, device_id: uuid.UUID, record: ConnectionRecord) -> None:
+        """Remember how a device was reached; a failure is logged, since nothing but time is lost."""
+        try:
+            await self.storage.store(self._connection(device_id), encode(record))
+        except StorageError as error:
+            logger.warning("connection record of device %s could not be written: %s", device_id, error)
+
+    def _connection(self, device_id: uuid.UUID) -> str:
+        return f"connections/{self.local_id}/{device_id}"

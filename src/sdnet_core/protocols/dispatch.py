@@ -1,0 +1,191 @@
+"""The one gate for every inbound stream.
+
+In this order: known protocol, peer id to device, trust, stream limits, session epoch, ``sdnet_authorize``, and only
+then the handler, under a cancel scope of its own that ends with the connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol, TypeVar
+
+import anyio
+
+from ..devices.manager import PersistentConnectionManager
+from ..devices.registry import Connected, DeviceRegistry, PairedState
+from ..devices.trust import Access, RemoteDevice, Trust
+from ..errors import NetworkingError, RefusedError
+from ..session import read_preamble
+from ..swarm.abc import SwarmStream
+from .handler import PeerStream
+from .registry import ProtocolRegistry, RegisteredProtocol
+
+__all__ = ["Dispatcher", "remote_device"]
+
+K = TypeVar("K")
+
+logger = logging.getLogger(__name__)
+
+PREAMBLE_TIMEOUT_S = 10.0
+MAX_STREAMS_PER_PEER = 128
+"""Inbound streams of all protocols together from one device."""
+MAX_STRANGER_STREAMS = 64
+"""Inbound streams of all strangers together: they share one small budget."""
+MAX_STREAMS_PER_STRANGER = 4
+
+
+class Authorize(Protocol):
+    """Asks the plugins; raises RefusedError unless all agree."""
+
+    def __call__(self, protocol_name: str, peer_id: str, device: RemoteDevice | None, /) -> None: ...
+
+
+def remote_device(state: PairedState) -> RemoteDevice:
+    """A paired device as plugins see it."""
+    device = state.device
+    return RemoteDevice(
+        device_id=device.device_id,
+        name=device.info.name,
+        os=device.info.os,
+        peer_id=device.peer_id,
+        pairing_id=uuid.UUID(bytes=device.pairing_id),
+        trust=device.trust,
+        connected=isinstance(state, Connected),
+    )
+
+
+class Dispatcher:
+    """Takes the swarm's inbound streams to the handlers of their protocols.
+
+    :param authorize: asks the plugins, after the core's own gate.
+    :param on_failure: told of a handler that raised something other than a `NetworkingError`: plugin name and reason.
+    """
+
+    def __init__(
+        self,
+        *,
+        protocols: ProtocolRegistry,
+        devices: DeviceRegistry,
+        connections: PersistentConnectionManager,
+        authorize: Authorize,
+        on_failure: Callable[[str, str], None],
+    ) -> None:
+        self._protocols = protocols
+        self._devices = devices
+        self._connections = connections
+        self._authorize = authorize
+        self._on_failure = on_failure
+        self._open: Counter[str] = Counter()
+        self._open_by_peer: Counter[tuple[str, str]] = Counter()
+        self._of_peer: Counter[str] = Counter()
+        self._of_strangers = 0
+
+    async def handle(self, stream: SwarmStream) -> None:
+        """Serve one inbound stream; never raises for what the other side does."""
+        registered = self._protocols.get(stream.protocol)
+        if registered is None:
+            await stream.reset()
+            return
+        try:
+            if registered.spec.access is Access.STRANGER:
+                await self._handle_stranger(stream, registered)
+            else:
+                await self._handle_device(stream, registered)
+        except (NetworkingError, TimeoutError) as error:
+            logger.info("stream of %s from %s ended: %s", stream.protocol, stream.peer_id, error)
+            await stream.reset()
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream):
+            logger.info("stream of %s from %s broke off", stream.protocol, stream.peer_id)
+            await stream.reset()
+
+    async def _handle_stranger(self, stream: SwarmStream, registered: RegisteredProtocol) -> None:
+        state = self._devices.by_peer(stream.peer_id)
+        if state is not None and state.device.trust == Trust.REVOKED:
+            raise RefusedError("The device is revoked.")
+        async with self._slot(stream, registered, stranger=state is None):
+            self._authorize(registered.spec.protocol_name, stream.peer_id, None)
+            await self._serve(PeerStream(stream, None), registered)
+
+    async def _handle_device(self, stream: SwarmStream, registered: RegisteredProtocol) -> None:
+        spec = registered.spec
+        state = self._devices.by_peer(stream.peer_id)
+        access = None if state is None else state.device.trust.access
+        if state is None or access is None or access < spec.access:
+            raise RefusedError(f"The peer has not the trust that {spec.protocol_id} needs.")
+        async with self._slot(stream, registered, stranger=False):
+            preamble = await read_preamble(stream, timeout_s=PREAMBLE_TIMEOUT_S)
+            with anyio.fail_after(PREAMBLE_TIMEOUT_S):
+                live = await self._connections.wait_session(stream.peer_id, preamble.epoch_id)
+            sealed = live.session.accept(stream, preamble)
+            device = remote_device(self._devices.get(live.device_id))
+            self._authorize(spec.protocol_name, stream.peer_id, device)
+            with live.bound():
+                await self._serve(PeerStream(sealed, device), registered)
+
+    async def _serve(self, stream: PeerStream, registered: RegisteredProtocol) -> None:
+        spec = registered.spec
+        try:
+            with anyio.move_on_after(spec.deadline_s) as deadline:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._watch_idle, stream, spec.idle_timeout_s, tasks.cancel_scope)
+                    await spec.handler.handle_stream(stream)
+                    tasks.cancel_scope.cancel()
+            if deadline.cancelled_caught or stream.timed_out:
+                logger.info("stream of %s from %s ran out of time", stream.protocol, stream.peer_id)
+                await stream.reset()
+            else:
+                await stream.aclose()
+        except BaseExceptionGroup as group:
+            error = group.exceptions[0]
+            if len(group.exceptions) == 1 and isinstance(
+                error, NetworkingError | anyio.BrokenResourceError | anyio.ClosedResourceError | anyio.EndOfStream
+            ):
+                raise error from None
+            if isinstance(group, ExceptionGroup):
+                logger.error("handler of %s (plugin %s) raised", spec.protocol_id, registered.plugin, exc_info=group)
+                self._on_failure(registered.plugin, f"handler of {spec.protocol_id} raised {error!r}")
+                await stream.reset()
+                return
+            raise
+
+    async def _watch_idle(self, stream: PeerStream, idle_timeout_s: float, scope: anyio.CancelScope) -> None:
+        while stream.last_activity + idle_timeout_s > anyio.current_time():
+            await anyio.sleep_until(stream.last_activity + idle_timeout_s)
+        stream.timed_out = True
+        scope.cancel()
+
+    @asynccontextmanager
+    async def _slot(
+        self, stream: SwarmStream, registered: RegisteredProtocol, *, stranger: bool
+    ) -> AsyncIterator[None]:
+        spec, peer = registered.spec, stream.peer_id
+        key = (peer, spec.protocol_id)
+        per_peer = MAX_STREAMS_PER_STRANGER if stranger else MAX_STREAMS_PER_PEER
+        if (
+            self._open[spec.protocol_id] >= spec.max_streams
+            or self._open_by_peer[key] >= spec.max_streams_per_peer
+            or self._of_peer[peer] >= per_peer
+            or (stranger and self._of_strangers >= MAX_STRANGER_STREAMS)
+        ):
+            raise RefusedError(f"Too many streams of {spec.protocol_id} are open.")
+        self._open[spec.protocol_id] += 1
+        self._open_by_peer[key] += 1
+        self._of_peer[peer] += 1
+        self._of_strangers += stranger
+        try:
+            yield
+        finally:
+            self._open[spec.protocol_id] -= 1
+            self._of_strangers -= stranger
+            self._release(self._open_by_peer, key)
+            self._release(self._of_peer, peer)
+
+    @staticmethod
+    def _release(counter: Counter[K], key: K) -> None:
+        counter[key] -= 1
+        if not counter[key]:
+            del counter[key]

@@ -1,0 +1,7 @@
+"""Tools to test plugins and host applications with: whole nodes in one process, linked in memory, no network."""
+
+from __future__ import annotations
+
+from .nodes import LinkedNodes, MemoryDiscovery, linked_nodes, memory_node, pair
+
+__all__ = ["LinkedNodes", "MemoryDiscovery", "linked_nodes", "memory_node", "pair"]
