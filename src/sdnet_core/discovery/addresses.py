@@ -48,7 +48,7 @@ class _PeerAddresses(Message, frozen=True, kw_only=True, tag=2):
 
 
 class _Book(Message, frozen=True, kw_only=True, tag=3):
-    peers: Annotated[tuple[_PeerAddresses, ...], msgspec.Meta(max_length=MAX_BOOK_PEERS)] = ()
+    peers: Annotated[tuple[_PeerAddresses, ...], msgspec.Meta(max_length=MAX_BOOK_PEERS)]
 
 
 class AddressBook:
@@ -77,13 +77,11 @@ class AddressBook:
 
     def add(self, peer_id: str, addresses: Iterable[str]) -> None:
         """Remember addresses that may work; useless ones are left out."""
-        changed = False
+        before = set(self._peers.get(peer_id, ()))
         for address in useful_addresses(peer_id, addresses):
-            entry = self._entry(peer_id)
-            if address not in entry:
+            if address not in self._peers.get(peer_id, ()):
                 self._put(peer_id, KnownAddress(address=address, added_at=self._clock.now()))
-                changed = changed or address in entry
-        if changed:
+        if set(self._peers.get(peer_id, ())) != before:
             self._changed(peer_id)
 
     def succeeded(self, peer_id: str, address: str) -> None:
@@ -152,9 +150,6 @@ class AddressBook:
                 if useful_addresses(peer.peer_id, [known.address]) == (known.address,):
                     book._put(peer.peer_id, known)
         return book
-
-    def _entry(self, peer_id: str) -> dict[str, KnownAddress]:
-        return self._peers.get(peer_id) or {}
 
     def _put(self, peer_id: str, known: KnownAddress) -> None:
         entry = self._peers.setdefault(peer_id, {})

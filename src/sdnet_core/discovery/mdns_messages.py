@@ -65,6 +65,7 @@ MAX_RECORDS_PER_PACKET = 32
 _MAX_STRINGS = 4 * MAX_ADDRESSES_PER_PEER
 _MAX_NAME_CHARS = 255
 _LABEL_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+_LABELS = (b"\x04_p2p", b"\x09_services")
 _ADDRESS_KEY = b"dnsaddr="
 _TAG_KEY = b"sdnet="
 
@@ -177,7 +178,8 @@ def _chunks(strings: Iterable[bytes]) -> Iterator[bytes]:
 
 def parse_packet(data: bytes) -> Packet | None:
     """Read a packet from anybody; None if it is malformed or not about libp2p peers."""
-    if not 12 <= len(data) <= MAX_PACKET_BYTES:
+    # Compression or not, this label stands somewhere, unless the packet asks for services; printers' packets end here.
+    if not 12 <= len(data) <= MAX_PACKET_BYTES or not any(label in data.lower() for label in _LABELS):
         return None
     try:
         incoming = DNSIncoming(data)

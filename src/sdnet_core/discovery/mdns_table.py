@@ -13,8 +13,9 @@ from sdnet_core.discovery.multiaddrs import MAX_ADDRESSES_PER_PEER
 __all__ = ["Heard", "PacketBudget", "PeerTable"]
 
 MAX_INSTANCES_PER_SENDER = 64
-MERGE_WINDOW_S = 1.0
-"""RFC 6762 section 10.2: records that come within one second belong to one set."""
+MERGE_WINDOW_S = 0.2
+"""Packets of one instance that come this close together are parts of one set (RFC 6762 section 10.2 would allow a
+second; implementations send them back to back, and what is taken back is to be noticed soon)."""
 
 
 _Key = tuple[str, str]
