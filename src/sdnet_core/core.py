@@ -175,6 +175,7 @@ class NetworkingCore:
         tasks.start_soon(self._follow_swarm)
         tasks.start_soon(self._follow_discovery)
         await tasks.start(self._connections.run)
+        stack.push_async_callback(self._connections.farewell)
         self._tasks = tasks
         for registered in self._protocols:
             self._swarm.set_stream_handler(registered.spec.protocol_id, self._dispatcher.handle)

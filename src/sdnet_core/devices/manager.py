@@ -115,23 +115,26 @@ class PersistentConnectionManager:
         self._tasks: TaskGroup | None = None
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Supervise every device in the registry until cancelled, then say goodbye to each."""
+        """Supervise every device in the registry until cancelled."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            for state in self._registry.devices():
-                self.supervise(state.device.device_id)
-            task_status.started()
             try:
+                for state in self._registry.devices():
+                    self.supervise(state.device.device_id)
+                task_status.started()
                 await anyio.sleep_forever()
             finally:
                 self._tasks = None
-                with anyio.CancelScope(shield=True):
-                    async with anyio.create_task_group() as farewells:
-                        for live in tuple(self._live.values()):
-                            farewells.start_soon(live.control.goodbye, GoodbyeReason.SHUTDOWN)
                 for live in tuple(self._live.values()):
                     self._finish(live, "this node stops")
-                tasks.cancel_scope.cancel()
+
+    async def farewell(self) -> None:
+        """Before `run` is cancelled: stop dialling, and tell every connected device that this node stops."""
+        for supervisor in self._supervisors.values():
+            supervisor.scope.cancel()
+        async with anyio.create_task_group() as tasks:
+            for live in tuple(self._live.values()):
+                tasks.start_soon(live.control.goodbye, GoodbyeReason.SHUTDOWN)
 
     # What others ask
 
