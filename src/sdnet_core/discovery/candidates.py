@@ -120,6 +120,9 @@ class DiscoverySource(ABC):
     def announce(self, announcement: Announcement) -> None:  # noqa: B027 - a source that only looks needs none
         """Announce this from now on, instead of what was said before. Called at any time; must not block."""
 
+    def refresh(self) -> None:  # noqa: B027 - a source that is told of everything needs none
+        """Look again now, because somebody waits for it. Called at any time; must not block."""
+
 
 class CandidateStream:
     """One subscriber's bounded queue of candidates: iterate over it.
@@ -292,6 +295,14 @@ class Discovery:
             source.announce(self._announcement)
         except Exception:
             _logger.exception("Discovery by %s does not take the announcement", source.name)
+
+    def refresh(self) -> None:
+        """Look again now instead of at the next turn, because somebody waits."""
+        for source in self._sources:
+            try:
+                source.refresh()
+            except Exception:
+                _logger.exception("Discovery by %s does not look again", source.name)
 
     def _set_announcement(self, announcement: Announcement) -> None:
         if announcement != self._announcement:

@@ -40,7 +40,9 @@ _logger = logging.getLogger(__name__)
 
 RESCAN_INTERVAL_S = 5.0
 """How often interfaces are looked for that came or went."""
-RETRY_INTERVAL_S = 30.0
+SLEPT_AFTER_S = 20.0
+"""When so much time passed between two rescans, the machine was asleep and may be elsewhere now."""
+RETRY_INTERVAL_S = 10.0
 """An interface on which mDNS failed is tried again after this time."""
 FRESH_INTERVAL_S = 30.0
 """A peer that is known already is reported as heard of again at most this often."""
@@ -111,6 +113,11 @@ class MdnsDiscovery(DiscoverySource):
         for link in self._links.values():
             self._plan_announcement(link)
 
+    def refresh(self) -> None:
+        for link in self._links.values():
+            link.schedule.restart(self._clock.monotonic())
+            link.wake.set()
+
     async def run(self, sink: CandidateSink) -> None:
         self._table = PeerTable()
         self._fresh_at.clear()
@@ -119,8 +126,13 @@ class MdnsDiscovery(DiscoverySource):
                 while True:
                     await self._follow_interfaces(sink, group)
                     sink.ready()
+                    before = self._clock.monotonic()
                     await anyio.sleep(RESCAN_INTERVAL_S)
-                    self._report(self._table.expire(self._clock.monotonic()), sink)
+                    now = self._clock.monotonic()
+                    self._report(self._table.expire(now), sink)
+                    if now - before > SLEPT_AFTER_S:
+                        self.announce(self._announcement)
+                        self.refresh()
         finally:
             with anyio.move_on_after(GOODBYE_TIMEOUT_S, shield=True):
                 await self._say_goodbye()

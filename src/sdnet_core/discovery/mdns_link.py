@@ -107,12 +107,16 @@ class LinkSchedule:
 
     def __init__(self, randomness: Randomness, now: float) -> None:
         self._randomness = randomness
-        # RFC 6762 section 5.2: a random start, so that machines switched on together do not ask together.
-        self._query_at = now + randomness.uniform(0.02, 0.12)
-        self._query_interval_s = FIRST_QUERY_INTERVAL_S
+        self.restart(now)
         self._announce_at: list[float] = []
         self._answer_at = math.inf
         self._told_at = -math.inf
+
+    def restart(self, now: float) -> None:
+        """Ask anew, often at first."""
+        # RFC 6762 section 5.2: a random start, so that machines switched on together do not ask together.
+        self._query_at = now + self._randomness.uniform(0.02, 0.12)
+        self._query_interval_s = FIRST_QUERY_INTERVAL_S
 
     def changed(self, now: float) -> None:
         """What there is to tell has changed."""

@@ -38,6 +38,7 @@ class Scripted(DiscoverySource):
         self.announcements: list[Announcement] = []
         self.sink: CandidateSink | None = None
         self.ended = 0
+        self.refreshed = 0
 
     async def run(self, sink: CandidateSink) -> None:
         steps = self.runs[min(self.started, len(self.runs) - 1)] if self.runs else []
@@ -59,6 +60,9 @@ class Scripted(DiscoverySource):
 
     def announce(self, announcement: Announcement) -> None:
         self.announcements.append(announcement)
+
+    def refresh(self) -> None:
+        self.refreshed += 1
 
 
 class Other(Scripted):
@@ -323,3 +327,14 @@ async def test_what_never_expires_stays(clock: Any) -> None:
         await eventually(lambda: found.known("one"))
         clock.time = math.nextafter(1e15, math.inf)
         assert found.known("one")
+
+
+async def test_every_source_is_asked_to_look_again(caplog: pytest.LogCaptureFixture) -> None:
+    class Lazy(Other):
+        def refresh(self) -> None:
+            raise RuntimeError("not now")
+
+    source = Scripted([])
+    discovery(Lazy([]), source).refresh()
+    assert source.refreshed == 1
+    assert "does not look again" in caplog.text

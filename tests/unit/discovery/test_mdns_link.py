@@ -66,3 +66,9 @@ def test_many_questions_get_one_answer_and_at_most_one_a_second(schedule: LinkSc
     schedule.asked(10.1)
     schedule.asked(10.9)
     assert [at for at, due in steps(schedule, 20.0) if due.tell] == pytest.approx([11.02])
+
+
+def test_it_asks_often_again_after_a_restart(schedule: LinkSchedule) -> None:
+    steps(schedule, 400.0)
+    schedule.restart(400.0)
+    assert [at for at, due in steps(schedule, 403.0) if due.query] == pytest.approx([400.02, 400.92, 402.72])
