@@ -1,0 +1,459 @@
+"""The receiving end on disk (blocking; used from one thread at a time).
+
+Everything lands in a private folder beside its final place. Files that came whole and whose hash matched build up a
+tree there; a larger one grows in a part file first, with a journal. What was sent under one name moves to its final
+name in one step, when all of it is verified and safe on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blake3 import blake3
+
+from sdnet_core.errors import NetworkingError, ProtocolError, StorageError
+
+from . import beneath, recovery
+from .journal import Journal, Mark, group_key, item_key
+from .messages import FileChunk, Item, ItemResume
+from .names import STAGING_PREFIX, printable
+
+__all__ = ["DiskFullError", "Landing", "MismatchError", "remove_staging", "staging_name"]
+
+MARK_BYTES = 4 << 20
+"""A part file's journal entries are so far apart: the most that comes again after a crash."""
+SYNC_BYTES = 64 << 20
+"""So much of a file may be written before it is brought to the disk."""
+SYNCED_SIZE_BYTES = 8 << 20
+"""From this size on a file is brought to the disk when it ends; smaller ones together, before they are exposed."""
+_READY_GROUPS = 512
+_UNSYNCED_FILES = 16
+_NO_DIGEST = bytes(32)
+_TREE = "tree"
+_JOURNAL = "journal"
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PART = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class MismatchError(ProtocolError):
+    """A file that came does not have the hash that its sender named."""
+
+    code = "mismatch"
+
+
+class DiskFullError(StorageError):
+    """There is not enough room for what was sent."""
+
+    code = "disk-full"
+
+
+def staging_name(transfer_id_hex: str) -> str:
+    """The folder that holds an unfinished transfer, beside its destination."""
+    return STAGING_PREFIX + transfer_id_hex
+
+
+def remove_staging(destination: Path, name: str) -> None:
+    """Remove what is left of a transfer.
+
+    :raises StorageError: it cannot be removed.
+    """
+    with explained(destination, "removed"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        top = os.open(destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            beneath.remove_tree(name, below=top)
+        finally:
+            os.close(top)
+
+
+@contextlib.contextmanager
+def explained(place: Path, done: str) -> Iterator[None]:
+    """Turn the system's errors into ours, with a sentence for the person."""
+    try:
+        yield
+    except NetworkingError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(f"The disk that holds {place} is full.") from error
+        if error.errno == errno.EFBIG:
+            raise StorageError(f"A file is larger than {place} can take.") from error
+        reason = error.strerror or type(error).__name__
+        raise StorageError(f"What was sent could not be {done} in {place}: {reason}.") from error
+
+
+@dataclass(slots=True)
+class _Group:
+    """What was sent under one name: a file, or a folder with all that is in it."""
+
+    name: str
+    directory: bool
+    items: list[int] = field(default_factory=list)
+    key: bytes = b""
+    waiting: int = 0
+    """Files that have neither come nor failed."""
+    delivered: int = 0
+    landed: bool = False
+
+
+class Landing:
+    """Where one transfer's files go.
+
+    :param destination: the folder for the final names; created if it is missing.
+    :param name: of the private folder in it, from `staging_name`.
+    :param items: a manifest for which `check_manifest` holds.
+    :param adopt: another private folder whose contents may be used: an earlier attempt at the same.
+    :param fresh: throw away what a private folder of this name holds.
+    :raises StorageError: the destination cannot be used.
+    """
+
+    def __init__(
+        self, destination: Path, name: str, items: Sequence[Item], *, adopt: str | None = None, fresh: bool = False
+    ) -> None:
+        self.destination = destination
+        self.landed_names: list[str] = []
+        self.failed = 0
+        """Files that the sender gave up, or that an earlier attempt left out."""
+        self.done_items = 0
+        self.done_bytes = 0
+        """Bytes of this transfer that are here, the file that is coming included."""
+        self._name = name
+        self._items = items
+        self._keys = [item_key(item) for item in items]
+        self._groups: dict[str, _Group] = {}
+        for index, item in enumerate(items):
+            group = self._groups.setdefault(item.path[0], _Group(item.path[0], item.directory))
+            group.items.append(index)
+            group.waiting += not item.directory
+        for group in self._groups.values():
+            group.key = group_key([self._keys[index] for index in group.items])
+        self._whole: dict[int, bytes] = {}
+        self._partial: dict[int, tuple[int, blake3]] = {}
+        self._current: int | None = None
+        self._file = -1
+        self._hasher = blake3()
+        self._position = 0
+        self._marked = 0
+        self._unsynced_bytes = 0
+        self._unsynced: list[tuple[str, ...]] | None = []
+        self._ready: list[_Group] = []
+        self._open_files = contextlib.ExitStack()
+        with explained(destination, "prepared"), contextlib.ExitStack() as undo:
+            undo.callback(self._open_files.close)
+            self._open(adopt, fresh)
+            undo.pop_all()
+
+    def _open(self, adopt: str | None, fresh: bool) -> None:
+        self.destination.mkdir(parents=True, exist_ok=True)
+        self._top = self._closing(os.open(self.destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        if fresh:
+            beneath.remove_tree(self._name, below=self._top)
+        if adopt is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(adopt, self._name, src_dir_fd=self._top, dst_dir_fd=self._top)
+        self._staging = self._closing(beneath.open_private_directory(self._name, below=self._top))
+        self._tree = self._closing(beneath.open_private_directory(_TREE, below=self._staging))
+        self._folders = beneath.DirectoryCache(self._tree)
+        self._open_files.callback(self._folders.close)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._journal = Journal(os.open(_JOURNAL, flags, 0o600, dir_fd=self._staging))
+        self._open_files.callback(self._journal.close)
+
+    def _closing(self, descriptor: int) -> int:
+        self._open_files.callback(os.close, descriptor)
+        return descriptor
+
+    @property
+    def file_system(self) -> int:
+        """The number of the file system that the destination is on."""
+        return os.fstat(self._top).st_dev
+
+    def free_bytes(self) -> int:
+        """Room for more on the destination's file system."""
+        return beneath.free_bytes(self._top)
+
+    def verify(self) -> list[ItemResume]:
+        """Read back what is held, forget what does not match, make the folders.
+
+        :returns: what need not be sent again.
+        :raises StorageError: the disk cannot be read or written.
+        """
+        with explained(self.destination, "read back"):
+            held = self._journal.load()
+            resume: list[ItemResume] = []
+            for group in self._groups.values():
+                if group.key in held.landing and not self._staged(group.name):
+                    resume += self._landed_before(group, held.done)
+
+            def staged(index: int) -> bool:
+                return not self._groups[self._items[index].path[0]].landed
+
+            self._whole = recovery.clean_tree(
+                self._tree, self._items, lambda index: held.done.get(self._keys[index]) if staged(index) else None
+            )
+            self._partial = dict(
+                recovery.clean_parts(
+                    self._staging, self._items, held, lambda index: staged(index) and index not in self._whole
+                )
+            )
+            resume += [ItemResume(i, self._items[i].size, digest, False) for i, digest in self._whole.items()]
+            resume += [ItemResume(i, length, h.digest(), False) for i, (length, h) in self._partial.items()]
+            for index, item in enumerate(self._items):
+                if item.directory and staged(index):
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(item.path[-1], dir_fd=self._folders.get(item.path[:-1]))
+        self.done_bytes = sum(held_item.length for held_item in resume)
+        self._ready = [group for group in self._groups.values() if not group.waiting and not group.landed]
+        return resume
+
+    def _staged(self, name: str) -> bool:
+        try:
+            os.stat(name, dir_fd=self._tree, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _landed_before(self, group: _Group, done: dict[bytes, bytes]) -> list[ItemResume]:
+        group.landed, group.waiting = True, 0
+        resume = []
+        for index in group.items:
+            if self._items[index].directory:
+                continue
+            digest = done.get(self._keys[index])
+            self.failed += digest is None
+            self.done_items += digest is not None
+            resume.append(ItemResume(index, self._items[index].size, digest or _NO_DIGEST, True))
+        return resume
+
+    def write(self, chunk: FileChunk) -> None:
+        """Take the next bytes, in the order in which `ReceiverMachine.chunks` lets them through.
+
+        :raises MismatchError: a file ended and is not what its sender says it is.
+        :raises DiskFullError: no room. What is held stays of use.
+        :raises StorageError: it could not be written.
+        """
+        with explained(self.destination, "written"):
+            if chunk.failure is not None:
+                self._give_up(chunk.item)
+            elif chunk.item == self._current:
+                self._append(chunk)
+            elif chunk.item in self._whole and chunk.offset == self._items[chunk.item].size and chunk.digest:
+                self._confirm(chunk.item, chunk.digest)
+            elif chunk.digest is not None and chunk.offset == 0 and chunk.item not in self._partial:
+                self._write_whole(chunk)
+            else:
+                self._begin(chunk)
+                self._append(chunk)
+
+    def _confirm(self, index: int, digest: bytes) -> None:
+        if self._whole.pop(index) != digest:
+            raise self._mismatch(index)
+        self._finished(index)
+
+    def _write_whole(self, chunk: FileChunk) -> None:
+        """A file that came in one piece: no part file, no second look at the disk."""
+        item = self._items[chunk.item]
+        if blake3(chunk.data).digest() != chunk.digest:
+            raise self._mismatch(chunk.item)
+        self._forget(chunk.item)
+        mode = 0o777 if item.executable else 0o666  # less what the umask takes
+        descriptor = os.open(item.path[-1], _CREATE, mode, dir_fd=self._folders.get(item.path[:-1]))
+        try:
+            beneath.write_all(descriptor, chunk.data, 0)
+            os.utime(descriptor, ns=(item.mtime_ns, item.mtime_ns))
+        except BaseException:
+            os.unlink(item.path[-1], dir_fd=self._folders.get(item.path[:-1]))
+            raise
+        finally:
+            os.close(descriptor)
+        self.done_bytes += len(chunk.data)
+        self._unsynced_bytes += len(chunk.data)
+        self._note_unsynced(item)
+        self._journal.add(Mark.DONE, self._keys[chunk.item], item.size, chunk.digest)
+        self._finished(chunk.item)
+
+    def _begin(self, chunk: FileChunk) -> None:
+        index = chunk.item
+        item = self._items[index]
+        length, hasher = self._partial.get(index, (0, blake3()))
+        if chunk.offset != length or not length:
+            self._forget(index)
+            length, hasher = 0, blake3()
+        self._partial.pop(index, None)
+        mode = 0o777 if item.executable else 0o666
+        self._file = os.open(recovery.part_name(self._keys[index]), _PART, mode, dir_fd=self._staging)
+        self._current = index
+        self._hasher = hasher
+        self._position = self._marked = length
+        if not length:
+            os.ftruncate(self._file, 0)
+            self._journal.add(Mark.PART, self._keys[index], 0, blake3().digest())
+
+    def _append(self, chunk: FileChunk) -> None:
+        if chunk.data:
+            beneath.write_all(self._file, chunk.data, chunk.offset)
+            self._hasher.update(chunk.data)
+            self._position += len(chunk.data)
+            self.done_bytes += len(chunk.data)
+            self._unsynced_bytes += len(chunk.data)
+        if chunk.digest is not None:
+            self._end(chunk.item, chunk.digest)
+        elif self._position - self._marked >= MARK_BYTES:
+            self._mark()
+
+    def _mark(self) -> None:
+        if self._current is not None and self._position > self._marked:
+            self._journal.add(Mark.PART, self._keys[self._current], self._position, self._hasher.digest())
+            self._marked = self._position
+
+    def _end(self, index: int, digest: bytes) -> None:
+        item = self._items[index]
+        name = recovery.part_name(self._keys[index])
+        if self._hasher.digest() != digest:
+            self._close_file()
+            os.unlink(name, dir_fd=self._staging)
+            raise self._mismatch(index)
+        os.utime(self._file, ns=(item.mtime_ns, item.mtime_ns))
+        if item.size >= SYNCED_SIZE_BYTES:
+            os.fsync(self._file)
+        else:
+            self._note_unsynced(item)
+        self._close_file()
+        beneath.move_exclusive(self._staging, name, self._folders.get(item.path[:-1]), item.path[-1])
+        self._journal.add(Mark.DONE, self._keys[index], item.size, digest)
+        self._finished(index)
+
+    def _mismatch(self, index: int) -> MismatchError:
+        return MismatchError(f"{printable(self._items[index].path[-1])} came damaged: its hash does not match.")
+
+    def _give_up(self, index: int) -> None:
+        if index == self._current:
+            self.done_bytes -= self._position
+            self._close_file()
+        self._forget(index)
+        self.failed += 1
+        self._settled(index)
+
+    def _forget(self, index: int) -> None:
+        """Remove what is held of a file."""
+        self.done_bytes -= self._partial.pop(index, (0, None))[0]
+        if self._whole.pop(index, None) is not None:
+            self.done_bytes -= self._items[index].size
+            path = self._items[index].path
+            beneath.remove_tree(path[-1], below=self._folders.get(path[:-1]))
+        beneath.remove_tree(recovery.part_name(self._keys[index]), below=self._staging)
+
+    def _close_file(self) -> None:
+        descriptor, self._file, self._current = self._file, -1, None
+        os.close(descriptor)
+
+    def _note_unsynced(self, item: Item) -> None:
+        if self._unsynced is not None:
+            self._unsynced.append(item.path)
+            if len(self._unsynced) > _UNSYNCED_FILES:
+                self._unsynced = None  # too many to name: the whole file system is synced
+
+    def _finished(self, index: int) -> None:
+        group = self._groups[self._items[index].path[0]]
+        group.delivered += 1
+        self.done_items += 1
+        self._settled(index)
+
+    def _settled(self, index: int) -> None:
+        group = self._groups[self._items[index].path[0]]
+        group.waiting -= 1
+        if group.waiting:
+            return
+        if not group.directory and self._items[index].size >= SYNCED_SIZE_BYTES:
+            self._land([group])
+            return
+        self._ready.append(group)
+        if len(self._ready) >= _READY_GROUPS:
+            self._land_ready()
+
+    def _land_ready(self) -> None:
+        ready, self._ready = self._ready, []
+        self._land(ready)
+
+    def _land(self, groups: Sequence[_Group]) -> None:
+        groups = [group for group in groups if group.delivered or self._only_folders(group)]
+        if not groups:
+            return
+        for group in groups:
+            for index in reversed(group.items if group.directory else []):  # a folder's time changes with its contents
+                if (item := self._items[index]).directory:
+                    os.utime(self._folders.get(item.path), ns=(item.mtime_ns, item.mtime_ns))
+            self._journal.add(Mark.LANDING, group.key, 0, _NO_DIGEST)
+        self._journal.flush()
+        self._sync_before_landing(any(group.directory for group in groups))
+        for group in groups:
+            final = beneath.expose(self._tree, group.name, self._top, group.name, directory=group.directory)
+            self.landed_names.append(final)
+            group.landed = True
+        os.fsync(self._top)
+
+    def _only_folders(self, group: _Group) -> bool:
+        return all(self._items[index].directory for index in group.items)
+
+    def _sync_before_landing(self, folders: bool) -> None:
+        if self._unsynced is None or folders:
+            beneath.sync_filesystem(self._tree)
+        else:
+            for path in self._unsynced:
+                descriptor = os.open(path[-1], recovery.READ, dir_fd=self._folders.get(path[:-1]))
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+            self._journal.sync()
+        self._unsynced, self._unsynced_bytes = [], 0
+
+    def flush(self) -> None:
+        """Write the journal's new entries; call it after some writes.
+
+        :raises DiskFullError: no room.
+        """
+        with explained(self.destination, "noted"):
+            self._journal.flush()
+
+    def take_sync(self) -> int | None:
+        """When enough was written: a new descriptor of the open file, to be synced and closed in another thread."""
+        if self._unsynced_bytes < SYNC_BYTES or self._current is None:
+            return None
+        self._unsynced_bytes = 0
+        return os.dup(self._file)
+
+    def finish(self) -> None:
+        """Give the rest its final names; everything is safe on disk when this returns.
+
+        :raises StorageError: it could not be written.
+        """
+        with explained(self.destination, "put in place"):
+            self._land_ready()
+
+    def close(self) -> None:
+        """Let go, keeping what is held for another attempt."""
+        with self._open_files:
+            if self._current is None:
+                return
+            try:
+                self._mark()
+                # A full disk may refuse even this; the entries before it count then.
+                with contextlib.suppress(OSError):
+                    self._journal.flush()
+            finally:
+                self._close_file()
+
+    def discard(self) -> None:
+        """Let go and remove everything that has no final name yet.
+
+        :raises StorageError: it cannot be removed.
+        """
+        with explained(self.destination, "removed"), self._open_files:
+            if self._current is not None:
+                self._close_file()
+            beneath.remove_tree(self._name, below=self._top)
