@@ -64,4 +64,7 @@ class _Report:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    # All is closed. Taking down some thousand modules one by one would make a stop take twice as long.
+    os._exit(code)
