@@ -28,7 +28,7 @@ LAYERS = [
     {"session"},
     {"devices"},
     {"protocols"},
-    {"commands", "context", "core", "hookspecs", "node_plugins", "plugins"},
+    {"commands", "context", "core", "hookspecs", "node_plugins", "node_store", "plugins"},
     {"bridge", "testing"},
     {"daemon"},
     {"cli"},

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .clock import Clock, Randomness
     from .config import Config, load_config
     from .context import PluginContext
     from .core import NetworkingCore
@@ -23,12 +24,21 @@ if TYPE_CHECKING:
         ServiceSpec,
         hookimpl,
     )
-    from .identity import DeviceInfo, Fingerprint, NetworkIdentity, is_small_order, public_key_from_peer_id, verify
+    from .identity import (
+        DeviceInfo,
+        Fingerprint,
+        NetworkIdentity,
+        is_small_order,
+        peer_id_from_public_key,
+        public_key_from_peer_id,
+        verify,
+    )
     from .plugins import PluginRecord, PluginState
     from .protocols.handler import Capability, PeerStream, ProtocolHandler, ProtocolSpec
     from .storage import SecureStorage
 
 _HOMES = {
+    "clock": ("Clock", "Randomness"),
     "config": ("Config", "load_config"),
     "context": ("PluginContext",),
     "core": ("NetworkingCore",),
@@ -40,6 +50,7 @@ _HOMES = {
         "Fingerprint",
         "NetworkIdentity",
         "is_small_order",
+        "peer_id_from_public_key",
         "public_key_from_peer_id",
         "verify",
     ),
@@ -55,6 +66,7 @@ __all__ = [
     "AuthorizationRequest",
     "Candidate",
     "Capability",
+    "Clock",
     "Config",
     "Decision",
     "DeviceInfo",
@@ -67,6 +79,7 @@ __all__ = [
     "PluginState",
     "ProtocolHandler",
     "ProtocolSpec",
+    "Randomness",
     "RemoteDevice",
     "Route",
     "SecureStorage",
@@ -75,6 +88,7 @@ __all__ = [
     "hookimpl",
     "is_small_order",
     "load_config",
+    "peer_id_from_public_key",
     "public_key_from_peer_id",
     "verify",
 ]

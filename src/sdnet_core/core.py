@@ -6,7 +6,6 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -15,28 +14,25 @@ import anyio
 from .clock import Clock, Randomness, Runner, SystemClock, SystemRandomness, run_in_thread
 from .commands import AddPairedDevice, Command, CommandChannel, ConfirmPairing, SendMessage, SwarmHappened
 from .config import Config
+from .devices.describe import describe_device, describe_identity
 from .devices.manager import PersistentConnectionManager
-from .devices.outbox import OutboundMessage, Outbox
+from .devices.outbox import OutboundMessage, Outboxes
 from .devices.records import ConnectionRecord, DeviceStore, PairedDevice
-from .devices.registry import Connected, DeviceRegistry
+from .devices.registry import Connected, DeviceRegistry, PairedState
 from .devices.trust import RemoteDevice
 from .discovery.candidates import Discovery, DiscoverySource
 from .errors import (
     ConflictError,
-    ConnectionFailedError,
     DeviceNotFoundError,
-    NetworkingError,
     NetworkTimeoutError,
-    NotRunningError,
     ProtocolError,
-    StorageError,
-    TransportError,
 )
 from .events import DevicePaired, EventBus, NodeStarted, PeerDisconnected, PeerDiscovered, Subscription
 from .hookspecs import Route
 from .identity import DeviceInfo, NetworkIdentity, is_small_order
 from .node_plugins import NodePlugins
-from .plugins import PluginRecord, PluginSet, find_plugins, given_plugins
+from .node_store import NodeStore
+from .plugins import PluginRecord, PluginSet, PluginState, find_plugins, given_plugins
 from .protocols.dispatch import Dispatcher, remote_device
 from .protocols.handler import PeerStream
 from .protocols.registry import ProtocolRegistry
@@ -44,7 +40,6 @@ from .session import PROTOCOL_ID as SESSION_PROTOCOL
 from .session import GoodbyeReason
 from .storage import DirectoryLock, KeyFile, SecureStorage, Unlock, Vault, ensure_private_directory
 from .swarm.abc import AddressesChanged, Disconnected, Swarm
-from .wire import Bytes32, Message, decode, encode
 
 __all__ = ["NetworkingCore"]
 
@@ -53,20 +48,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 SwarmFactory = Callable[[NetworkIdentity], Swarm]
 SourcesFactory = Callable[[NetworkIdentity], Iterable[DiscoverySource]]
-
-
-class _StoredIdentity(Message, frozen=True, kw_only=True, tag=1):
-    """The sealed identity file."""
-
-    seed: Bytes32
-    device_id: str
-    created_at: float
-
-
-class _StoredPorts(Message, frozen=True, kw_only=True, tag=2):
-    """The ports of the last run, by transport (``ip4/tcp``)."""
-
-    ports: dict[str, int]
 
 
 class NetworkingCore:
@@ -104,7 +85,6 @@ class NetworkingCore:
         self._protocols = ProtocolRegistry()
         self._registry = DeviceRegistry(self.clock)
         self._commands = CommandChannel()
-        self._outboxes: dict[uuid.UUID, Outbox] = {}
         self._stack = AsyncExitStack()
         self._stop_requested = anyio.Event()
         self._started_at: float | None = None
@@ -121,7 +101,8 @@ class NetworkingCore:
         self._started_at = None
         return await self._stack.__aexit__(*exc_info)
 
-    async def _start(self, stack: AsyncExitStack) -> None:
+    async def _prepare(self, stack: AsyncExitStack) -> None:
+        """Open the store and put the layers together; nothing runs yet."""
         data = self.config.paths.data
         await self.runner(ensure_private_directory, data)
         lock = DirectoryLock(data)
@@ -135,7 +116,8 @@ class NetworkingCore:
             randomness=self.randomness,
             runner=self.runner,
         )
-        await self._load_identity()
+        self._node_store = NodeStore(self._storage, self.clock, self.randomness)
+        self.identity, self.device_info = await self._node_store.identity(self.config.device_name)
         self._store = DeviceStore(self._storage, self.device_info.id)
         for device in await self._store.load_pairings():
             self._registry.restore(device, await self._store.load_connection(device.device_id))
@@ -153,35 +135,45 @@ class NetworkingCore:
             events=self.events,
             settings=self.config.connections,
         )
-        self._plugins = NodePlugins(self, self._plugin_set(), self._protocols)
-        self._dispatcher = Dispatcher(
+        self._plugins = NodePlugins(self, self._plugin_set(), self._protocols, self._swarm.remove_stream_handler)
+        self._plugins.build()
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        await self._prepare(stack)
+        stack.callback(self.events.close)
+        await stack.enter_async_context(self._swarm.run())
+        await self._node_store.listen(self._swarm, self.config.node.listen)
+        await stack.enter_async_context(self.discovery.run())
+        self.discovery.set_addresses(self._swarm.addresses)
+        tasks = self._tasks = await stack.enter_async_context(_background())
+        # Before the first stream can come: everything that serves one.
+        self._outboxes = Outboxes(
+            tasks, self.request, self._hand_response, retry_s=self.config.connections.reconnect_min_s
+        )
+        tasks.start_soon(self._commands.run, self._carry_out)
+        await tasks.start(self._plugins.run)
+        tasks.start_soon(self._follow_swarm)
+        tasks.start_soon(self._follow_discovery)
+        await tasks.start(self._connections.run)
+        stack.push_async_callback(self._connections.farewell)
+        dispatcher = Dispatcher(
             protocols=self._protocols,
             devices=self._registry,
             connections=self._connections,
             authorize=self._plugins.authorize,
             on_failure=self._plugins.report_failure,
         )
-        self._plugins.build()
-
-        stack.callback(self.events.close)
-        await stack.enter_async_context(self._swarm.run())
-        await self._listen()
-        await stack.enter_async_context(self.discovery.run())
-        self.discovery.set_addresses(self._swarm.addresses)
-        tasks = await stack.enter_async_context(_background())
-        # Before the first stream can come: everything that serves one.
-        await tasks.start(self._plugins.run)
-        tasks.start_soon(self._commands.run, self._carry_out)
-        tasks.start_soon(self._follow_swarm)
-        tasks.start_soon(self._follow_discovery)
-        await tasks.start(self._connections.run)
-        stack.push_async_callback(self._connections.farewell)
-        self._tasks = tasks
         for registered in self._protocols:
-            self._swarm.set_stream_handler(registered.spec.protocol_id, self._dispatcher.handle)
+            self._swarm.set_stream_handler(registered.spec.protocol_id, dispatcher.handle)
         self._swarm.set_stream_handler(SESSION_PROTOCOL, self._connections.serve)
         self._started_at = self.clock.monotonic()
         self.events.publish(NodeStarted(peer_id=self.identity.peer_id, addresses=self._swarm.addresses))
+
+    async def inspect_plugins(self) -> tuple[PluginRecord, ...]:
+        """Build the plugins and say what became of them, without starting the node."""
+        async with AsyncExitStack() as stack:
+            await self._prepare(stack)
+            return self._plugins.records
 
     def request_stop(self) -> None:
         """Ask whoever runs this node to leave its block."""
@@ -208,46 +200,6 @@ class NetworkingCore:
 
         interfaces = self.config.discovery.mdns_interfaces or None
         return (MdnsDiscovery(identity.peer_id, self.clock, self.randomness, interfaces=interfaces),)
-
-    async def _load_identity(self) -> None:
-        data = await self._storage.load("identity")
-        if data is None:
-            if await self._storage.list("devices"):
-                raise StorageError(
-                    f"The identity of this device is missing from {self.config.paths.data}, but paired devices are "
-                    "there. Restore network/identity from a backup; to start anew with no paired devices, move the "
-                    "whole folder away."
-                )
-            identity = NetworkIdentity.generate(self.randomness)
-            stored = _StoredIdentity(
-                seed=identity.seed,
-                device_id=str(uuid.UUID(bytes=self.randomness.bytes(16), version=4)),
-                created_at=self.clock.now(),
-            )
-            await self._storage.store("identity", encode(stored))
-        else:
-            stored = decode(data, _StoredIdentity)
-            identity = NetworkIdentity(stored.seed)
-        self.identity = identity
-        self.device_info: DeviceInfo = identity.device_info(
-            uuid.UUID(stored.device_id), self.config.device_name, metadata.version("sdnet-core")
-        )
-
-    async def _listen(self) -> None:
-        wanted = self.config.node.listen
-        data = await self._storage.load("ports")
-        last: dict[str, int] = {} if data is None else decode(data, _StoredPorts).ports
-        again = tuple(_with_port(address, last) for address in wanted)
-        try:
-            await self._swarm.listen(again)
-        except TransportError:
-            if again == wanted:
-                raise
-            logger.info("the port of the last run is taken; listening on another")
-            await self._swarm.listen(wanted)
-        ports = dict(found for address in self._swarm.addresses if (found := _port_of(address)) is not None)
-        if ports and ports != last:
-            await self._storage.store("ports", encode(_StoredPorts(ports=ports)))
 
     # The event loop task
 
@@ -276,7 +228,8 @@ class NetworkingCore:
             case SwarmHappened():
                 pass
             case SendMessage(device_id, protocol_name, data):
-                self._outbox(device_id).put(OutboundMessage(protocol_name, data))
+                self._registry.get(device_id)
+                self._outboxes.put(device_id, OutboundMessage(protocol_name, data))
             case AddPairedDevice():
                 return await self._add_paired_device(command)
             case ConfirmPairing(device_id, pairing_id):
@@ -432,31 +385,8 @@ class NetworkingCore:
         """
         await self._commands.call(SendMessage(device_id, protocol_name, data))
 
-    def _outbox(self, device_id: uuid.UUID) -> Outbox:
-        self._registry.get(device_id)
-        outbox = self._outboxes.get(device_id)
-        if outbox is None:
-            outbox = self._outboxes[device_id] = Outbox(device_id)
-            self._tasks.start_soon(self._deliver, outbox)
-        return outbox
-
-    async def _deliver(self, outbox: Outbox) -> None:
-        while True:
-            message = await outbox.peek()
-            try:
-                answer = await self.request(outbox.device_id, message.protocol_name, message.data)
-            except (DeviceNotFoundError, NotRunningError):
-                del self._outboxes[outbox.device_id]
-                return
-            except (ConnectionFailedError, NetworkTimeoutError):
-                await anyio.sleep(self.config.connections.reconnect_min_s)
-                continue
-            except NetworkingError as error:
-                logger.warning("message for %s to %s refused: %s", message.protocol_name, outbox.device_id, error)
-                outbox.pop()
-                continue
-            outbox.pop()
-            await self._plugins.hand_response(self.remote_device(outbox.device_id), message.protocol_name, answer)
+    async def _hand_response(self, device_id: uuid.UUID, protocol_name: str, answer: bytes) -> None:
+        await self._plugins.hand_response(self.remote_device(device_id), protocol_name, answer)
 
     # Plugins
 
@@ -503,14 +433,9 @@ class NetworkingCore:
     def status(self) -> dict[str, Any]:
         """The node at a glance, as plain values."""
         devices = self._registry.devices()
-        fingerprint = self.identity.fingerprint
         return {
-            "name": self.device_info.name,
+            **describe_identity(self.device_info),
             "instance": self.config.instance,
-            "device_id": str(self.device_info.id),
-            "peer_id": self.identity.peer_id,
-            "fingerprint": {"words": fingerprint.words, "hex": fingerprint.hex},
-            "version": self.device_info.version,
             "addresses": list(self._swarm.addresses),
             "storage": {
                 "mode": str(self._vault.mode),
@@ -519,49 +444,25 @@ class NetworkingCore:
             },
             "uptime_s": 0.0 if self._started_at is None else self.clock.monotonic() - self._started_at,
             "devices": {"paired": len(devices), "connected": sum(isinstance(s, Connected) for s in devices)},
-            "plugins": {"failed": [r.name for r in self._plugins.records if r.state == "failed"]},
+            "plugins": {"failed": [r.name for r in self._plugins.records if r.state is PluginState.FAILED]},
             "data": str(self.config.paths.data),
         }
 
     def describe_devices(self) -> list[dict[str, Any]]:
         """Every paired device with its state, as plain values."""
-        return [self._describe(state.device.device_id) for state in self._registry.devices()]
+        return [self._describe(state) for state in self._registry.devices()]
 
     def describe_device(self, device_id: uuid.UUID) -> dict[str, Any]:
         """One paired device with its state, as plain values.
 
         :raises DeviceNotFoundError: it is not paired.
         """
-        return self._describe(device_id)
+        return self._describe(self._registry.get(device_id))
 
-    def _describe(self, device_id: uuid.UUID) -> dict[str, Any]:
-        state = self._registry.get(device_id)
-        device, fingerprint = state.device, state.device.info.fingerprint
-        live = state.live if isinstance(state, Connected) else None
-        if live is not None:
-            shown = "connected"
-        elif device.pending:
-            shown = "pending"
-        else:
-            shown = "disconnected" if device.trust.access is not None else str(device.trust)
-        reason = getattr(state, "reason", "") or self._connections.last_error(device_id)
-        return {
-            "device_id": str(device_id),
-            "name": device.info.name,
-            "os": device.info.os,
-            "version": device.info.version,
-            "peer_id": device.peer_id,
-            "fingerprint": {"words": fingerprint.words, "hex": fingerprint.hex},
-            "trust": str(device.trust),
-            "state": shown,
-            "connected": live is not None,
-            "address": live.address if live is not None else None,
-            "known_addresses": list(state.connection.addresses),
-            "latency_s": live.latency_s if live is not None else None,
-            "paired_at": device.paired_at,
-            "last_seen": self.clock.now() if live is not None else state.connection.last_seen or None,
-            "reason": "" if live is not None else reason,
-        }
+    def _describe(self, state: PairedState) -> dict[str, Any]:
+        return describe_device(
+            state, now=self.clock.now(), last_error=self._connections.last_error(state.device.device_id)
+        )
 
 
 @asynccontextmanager
@@ -577,19 +478,3 @@ async def _background() -> AsyncIterator[anyio.abc.TaskGroup]:
             tasks.cancel_scope.cancel()
     if failure is not None:
         raise failure
-
-
-def _port_of(address: str) -> tuple[str, int] | None:
-    parts = address.strip("/").split("/")
-    if len(parts) < 4 or not parts[3].isdigit():
-        return None
-    return f"{parts[0]}/{parts[2]}", int(parts[3])
-
-
-def _with_port(address: str, ports: dict[str, int]) -> str:
-    found = _port_of(address)
-    if found is None or found[1] != 0 or found[0] not in ports:
-        return address
-    parts = address.strip("/").split("/")
-    parts[3] = str(ports[found[0]])
-    return "/" + "/".join(parts)

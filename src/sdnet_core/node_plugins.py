@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -36,12 +37,20 @@ class NodePlugins:
 
     :param plugins: found and imported already.
     :param protocols: where their protocols are registered.
+    :param stop_serving: takes a protocol id out of the swarm.
     """
 
-    def __init__(self, core: NetworkingCore, plugins: PluginSet, protocols: ProtocolRegistry) -> None:
+    def __init__(
+        self,
+        core: NetworkingCore,
+        plugins: PluginSet,
+        protocols: ProtocolRegistry,
+        stop_serving: Callable[[str], None],
+    ) -> None:
         self._core = core
         self._plugins = plugins
         self._protocols = protocols
+        self._stop_serving = stop_serving
         self._contexts: dict[str, PluginContext] = {}
         self._services: dict[str, list[ServiceSpec]] = {}
         self._routes: dict[str, list[Route]] = {}
@@ -103,7 +112,8 @@ class NodePlugins:
 
     def _drop(self, record: PluginRecord, reason: str, error: BaseException | None = None) -> None:
         """Take a plugin out of the node: its protocols, services, routes and hooks."""
-        self._protocols.unregister(record.name)
+        for protocol_id in self._protocols.unregister(record.name):
+            self._stop_serving(protocol_id)
         self._services.pop(record.name, None)
         self._routes.pop(record.name, None)
         self._plugins.fail(record, reason, error)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import anyio
+from anyio.abc import TaskGroup
 
-from ..errors import RefusedError
+from ..errors import (
+    ConnectionFailedError,
+    DeviceNotFoundError,
+    NetworkingError,
+    NetworkTimeoutError,
+    NotRunningError,
+    RefusedError,
+)
 
-__all__ = ["OutboundMessage", "Outbox"]
+__all__ = ["OutboundMessage", "Outbox", "Outboxes"]
+
+logger = logging.getLogger(__name__)
 
 MAX_MESSAGES = 256
 MAX_BYTES = 8 << 20
@@ -60,3 +72,55 @@ class Outbox:
 
     def __len__(self) -> int:
         return len(self._messages)
+
+
+class Outboxes:
+    """The outboxes of all devices, and one task for each that delivers what is in it, in order.
+
+    :param request: sends one request to a device and gives its answer.
+    :param answered: told of each answer.
+    :param retry_s: pause after a delivery that failed for want of a connection.
+    """
+
+    def __init__(
+        self,
+        tasks: TaskGroup,
+        request: Callable[[uuid.UUID, str, bytes], Awaitable[bytes]],
+        answered: Callable[[uuid.UUID, str, bytes], Awaitable[None]],
+        *,
+        retry_s: float,
+    ) -> None:
+        self._tasks = tasks
+        self._request = request
+        self._answered = answered
+        self._retry_s = retry_s
+        self._outboxes: dict[uuid.UUID, Outbox] = {}
+
+    def put(self, device_id: uuid.UUID, message: OutboundMessage) -> None:
+        """Add a message for a device.
+
+        :raises RefusedError: its outbox is full.
+        """
+        outbox = self._outboxes.get(device_id)
+        if outbox is None:
+            outbox = self._outboxes[device_id] = Outbox(device_id)
+            self._tasks.start_soon(self._deliver, outbox)
+        outbox.put(message)
+
+    async def _deliver(self, outbox: Outbox) -> None:
+        while True:
+            message = await outbox.peek()
+            try:
+                answer = await self._request(outbox.device_id, message.protocol_name, message.data)
+            except (DeviceNotFoundError, NotRunningError):
+                del self._outboxes[outbox.device_id]
+                return
+            except (ConnectionFailedError, NetworkTimeoutError):
+                await anyio.sleep(self._retry_s)
+                continue
+            except NetworkingError as error:
+                logger.warning("message for %s to %s refused: %s", message.protocol_name, outbox.device_id, error)
+                outbox.pop()
+                continue
+            outbox.pop()
+            await self._answered(outbox.device_id, message.protocol_name, answer)

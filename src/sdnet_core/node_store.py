@@ -1,0 +1,116 @@
+"""What a node keeps of itself between runs: its identity, and the ports it listened on."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Annotated
+
+import msgspec
+
+from .clock import Clock, Randomness
+from .errors import SerializationError, StorageError, TransportError
+from .identity import DeviceInfo, NetworkIdentity
+from .storage import SecureStorage
+from .swarm.abc import Swarm
+from .wire import Bytes16, Bytes32, Message, decode, encode
+
+__all__ = ["NodeStore"]
+
+logger = logging.getLogger(__name__)
+
+
+class _StoredIdentity(Message, frozen=True, kw_only=True, tag=1):
+    """The sealed identity file."""
+
+    seed: Bytes32
+    device_id: Bytes16
+    created_at: float
+
+
+class _StoredPorts(Message, frozen=True, kw_only=True, tag=2):
+    """The ports of the last run, by IP version and transport (``ip4/tcp``)."""
+
+    ports: dict[str, Annotated[int, msgspec.Meta(ge=1, le=65535)]]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStore:
+    """Reads and writes what a node keeps of itself.
+
+    :param storage: the node's sealed store.
+    """
+
+    storage: SecureStorage
+    clock: Clock
+    randomness: Randomness
+
+    async def identity(self, device_name: str) -> tuple[NetworkIdentity, DeviceInfo]:
+        """The device's identity; made at the first start, and never again.
+
+        :raises StorageError: it is damaged, or missing where other data show that it was there.
+        """
+        data = await self.storage.load("identity")
+        if data is None:
+            if await self.storage.list():
+                raise StorageError(
+                    f"The identity of this device is missing from {self.storage.root}, but other data of it are there. "
+                    "Restore the file 'identity' from a backup. To start anew, with another identity and no paired "
+                    "devices, move the whole folder away."
+                )
+            identity = NetworkIdentity.generate(self.randomness)
+            device_id = uuid.UUID(bytes=self.randomness.bytes(16), version=4)
+            stored = _StoredIdentity(seed=identity.seed, device_id=device_id.bytes, created_at=self.clock.now())
+            await self.storage.store("identity", encode(stored))
+        else:
+            try:
+                stored = decode(data, _StoredIdentity)
+            except SerializationError as error:
+                raise StorageError(f"The identity file opens but is not an identity: {error}") from error
+            identity = NetworkIdentity(stored.seed)
+        version = metadata.version("sdnet-core")
+        return identity, identity.device_info(uuid.UUID(bytes=stored.device_id), device_name, version)
+
+    async def listen(self, swarm: Swarm, addresses: tuple[str, ...]) -> None:
+        """Listen, where the port is 0 on the port of the last run if it is free: others remember it.
+
+        :raises TransportError: as `Swarm.listen`.
+        """
+        last = await self._last_ports()
+        again = tuple(_with_port(address, last) for address in addresses)
+        try:
+            await swarm.listen(again)
+        except TransportError:
+            if again == addresses:
+                raise
+            logger.info("a port of the last run is taken; listening on others")
+            await swarm.listen(addresses)
+        ports = dict(found for address in swarm.addresses if (found := _port_of(address)) is not None)
+        if ports and ports != last:
+            await self.storage.store("ports", encode(_StoredPorts(ports=ports)))
+
+    async def _last_ports(self) -> dict[str, int]:
+        try:
+            data = await self.storage.load("ports")
+            return {} if data is None else decode(data, _StoredPorts).ports
+        except (StorageError, SerializationError) as error:
+            logger.warning("the ports of the last run are lost: %s", error)
+            return {}
+
+
+def _port_of(address: str) -> tuple[str, int] | None:
+    parts = address.strip("/").split("/")
+    if len(parts) < 4 or not parts[3].isdigit():
+        return None
+    return f"{parts[0]}/{parts[2]}", int(parts[3])
+
+
+def _with_port(address: str, ports: dict[str, int]) -> str:
+    found = _port_of(address)
+    if found is None or found[1] != 0 or found[0] not in ports:
+        return address
+    parts = address.strip("/").split("/")
+    parts[3] = str(ports[found[0]])
+    return "/" + "/".join(parts)
