@@ -70,7 +70,7 @@ class Device:
         return LocalSide(
             device=self.info,
             sign=lambda message: self.identity.sign(PURPOSE, message),
-            randomness=Seeded(f"{self.info.name} {conversation}"),
+            random_bytes=Seeded(f"{self.info.name} {conversation}").bytes,
             addresses=("/ip4/192.0.2.1/tcp/4001",),
         )
 

@@ -193,7 +193,7 @@ def test_a_device_that_introduces_itself_with_another_key_is_refused() -> None:
         liar, victim = (PHONE, LAPTOP) if liar_joins else (LAPTOP, PHONE)
         left, right = initiator(PHONE), joiner()
         side = (right if liar_joins else left).machine._local
-        forged = type(side)(device=TABLET.info, sign=side.sign, randomness=side.randomness)
+        forged = type(side)(device=TABLET.info, sign=side.sign, random_bytes=side.random_bytes)
         # Everything else about the liar is right: its peer id, its signature, the code.
         machine = (right if liar_joins else left).machine
         original = machine._local_peer()
@@ -211,7 +211,7 @@ def test_a_device_that_claims_our_own_device_id_is_refused() -> None:
     twin = type(PHONE.info)(
         device_id=LAPTOP.info.device_id, name="twin", os="", version="", public_key=PHONE.info.public_key
     )
-    right.machine._local = type(side)(device=twin, sign=side.sign, randomness=side.randomness)
+    right.machine._local = type(side)(device=twin, sign=side.sign, random_bytes=side.random_bytes)
     talk(left, right)
     assert right.failure == Fail(Failure.AUTHENTICATION)
     assert left.stored is None

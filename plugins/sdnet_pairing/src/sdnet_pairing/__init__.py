@@ -1,5 +1,54 @@
-"""Pairing of two devices with a 12-word code."""
+"""Pairing of two devices with a 12-word code.
+
+The names below are the public interface; each is imported when it is first used.
+"""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .code import CodeError, PairingCode
+    from .events import PairingCompleted, PairingFailed, PairingRequest, PairingStateChanged
+    from .limits import PairingLimits
+    from .service import CodeUsedError, PairingService, ShownCode
+    from .session import PairingStatus, PeerDevice, Reason, Role, SessionState
+    from .ui import PairingUserInterface, PendingList, ProgrammaticInterface
+
+_HOMES = {
+    "code": ("CodeError", "PairingCode"),
+    "events": ("PairingCompleted", "PairingFailed", "PairingRequest", "PairingStateChanged"),
+    "limits": ("PairingLimits",),
+    "service": ("CodeUsedError", "PairingService", "ShownCode"),
+    "session": ("PairingStatus", "PeerDevice", "Reason", "Role", "SessionState"),
+    "ui": ("PairingUserInterface", "PendingList", "ProgrammaticInterface"),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "CodeError",
+    "CodeUsedError",
+    "PairingCode",
+    "PairingCompleted",
+    "PairingFailed",
+    "PairingLimits",
+    "PairingRequest",
+    "PairingService",
+    "PairingStateChanged",
+    "PairingStatus",
+    "PairingUserInterface",
+    "PeerDevice",
+    "PendingList",
+    "ProgrammaticInterface",
+    "Reason",
+    "Role",
+    "SessionState",
+    "ShownCode",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

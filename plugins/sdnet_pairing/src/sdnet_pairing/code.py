@@ -31,7 +31,7 @@ TAG_MAC_BYTES = 8
 
 _MAX_TEXT = 1024
 _PREFIX_LETTERS = 4  # BIP39: the first four letters tell a word from all others
-_SEPARATORS = re.compile(r"[\s,;_\-\u2010-\u2015]+")
+_SEPARATORS = re.compile(r"[\s,;_\-\u2010-\u2015\u2500-\u257f]+")
 _NUMBERING = re.compile(r"\d+[.):]?")
 
 
@@ -91,8 +91,8 @@ class PairingCode:
     def parse(cls, typed: str | Iterable[str]) -> PairingCode:
         """Read a code as a person types it.
 
-        Upper and lower case, numbering, and any white space, commas or hyphens between the words are all the same;
-        four letters are enough of a word.
+        Upper and lower case, numbering, and any white space, commas, hyphens or frames between the words are all the
+        same; four letters are enough of a word.
 
         :raises CodeError: there are not 12 words, some are not in the list (says which and what was probably meant),
             or the checksum fails.

@@ -26,8 +26,8 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
+from sdnet_core import DeviceInfo, is_small_order, public_key_from_peer_id, verify
 from sdnet_core.errors import AuthenticationFailedError, NetworkingError, SerializationError
-from sdnet_core.identity import DeviceInfo, is_small_order, public_key_from_peer_id, verify
 from sdnet_core.wire import Message, decode, encode
 
 from .code import CodeKeys
@@ -242,17 +242,17 @@ class InitiatorMachine(Machine):
             session_id = uuid.UUID(bytes=request.session_id)
             code = self._find_code(session_id)
             # Without a session the same work is done with a key that nobody knows.
-            self._code = code or CodeKeys(session_id, b"", b"", self._local.randomness.bytes(32))
+            self._code = code or CodeKeys(session_id, b"", b"", self._local.random_bytes(32))
             if not hmac.compare_digest(self._request_mac(), request.mac) or code is None:
                 return self._fail(Failure.UNPROVEN)
             version = next(v for v in VERSIONS if v in request.versions)
             suite = next(s for s in SUITES if s in request.suites)
-            ephemeral = Ephemeral(self._local.randomness.bytes(32))
+            ephemeral = Ephemeral(self._local.random_bytes(32))
             self._keys = KeySchedule(ephemeral.exchange(request.ephemeral), code.psk)
         except (NetworkingError, StopIteration):
             return self._fail(Failure.UNPROVEN)
         self._suite = suite
-        self._challenge = self._local.randomness.bytes(32)
+        self._challenge = self._local.random_bytes(32)
         self._add_challenge(request, version, suite, self._challenge, ephemeral.public)
         signed = b"challenge" + self._described(self._local.device, self._local.addresses).digest()
         box = self._seal(
@@ -287,7 +287,7 @@ class InitiatorMachine(Machine):
             device=self._response.device,
             addresses=self._response.addresses,
             session_id=self._code.session_id,
-            pairing_id=uuid.UUID(bytes=self._local.randomness.bytes(16), version=4),
+            pairing_id=uuid.UUID(bytes=self._local.random_bytes(16), version=4),
             root=self._root,
         )
         self._state = _State.STORING
@@ -348,12 +348,12 @@ class JoinerMachine(Machine):
 
     def _on_start(self) -> list[Command]:
         self._introduce((self._remote_peer_id, self._remote_key()), self._local_peer())
-        self._ephemeral = Ephemeral(self._local.randomness.bytes(32))
+        self._ephemeral = Ephemeral(self._local.random_bytes(32))
         unproven = PairingRequest(
             versions=VERSIONS,
             suites=SUITES,
             session_id=self._code.session_id.bytes,
-            nonce=self._local.randomness.bytes(32),
+            nonce=self._local.random_bytes(32),
             ephemeral=self._ephemeral.public,
             mac=bytes(32),
         )

@@ -6,12 +6,13 @@ one of the ``…Payload`` structs. The transcript and keys that bind them are in
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated
 
 from msgspec import Meta
 
-from sdnet_core.identity import DeviceInfo
+from sdnet_core import DeviceInfo
 from sdnet_core.wire import Bytes16, Bytes32, Message
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "RefusalReason",
     "Response",
     "ResponsePayload",
+    "is_announceable",
 ]
 
 MAX_MESSAGE_BYTES = 8192
@@ -36,7 +38,9 @@ Bytes64 = Annotated[bytes, Meta(min_length=64, max_length=64)]
 Box = Annotated[bytes, Meta(min_length=17, max_length=6144)]
 Number = Annotated[int, Meta(ge=1, le=65535)]
 Offer = Annotated[tuple[Number, ...], Meta(min_length=1, max_length=8)]
-Address = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^/[\x21-\x7e]+\Z")]
+MAX_ADDRESS_CHARACTERS = 256
+_ADDRESS_PATTERN = r"^/[\x21-\x7e]+\Z"
+Address = Annotated[str, Meta(max_length=MAX_ADDRESS_CHARACTERS, pattern=_ADDRESS_PATTERN)]
 Addresses = Annotated[tuple[Address, ...], Meta(max_length=16)]
 
 
@@ -173,3 +177,11 @@ class ConfirmPayload(Message, frozen=True, kw_only=True, tag=20):
     """
 
     pairing_id: Bytes16
+
+
+_ANNOUNCEABLE = re.compile(_ADDRESS_PATTERN)
+
+
+def is_announceable(address: str) -> bool:
+    """Whether an address of our own fits into a payload."""
+    return len(address) <= MAX_ADDRESS_CHARACTERS and _ANNOUNCEABLE.match(address) is not None

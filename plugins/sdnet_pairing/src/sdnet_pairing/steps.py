@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from sdnet_core.clock import Randomness
-from sdnet_core.identity import DeviceInfo
+from sdnet_core import DeviceInfo
 from sdnet_core.wire import Message
 
 from .messages import RefusalReason
@@ -59,12 +58,13 @@ class LocalSide:
     """What a machine needs of its own device.
 
     :param sign: signs for `PURPOSE` with the device key.
+    :param random_bytes: gives so many cryptographically secure bytes.
     :param addresses: where this device can be dialled.
     """
 
     device: DeviceInfo
     sign: Callable[[bytes], bytes] = field(repr=False)
-    randomness: Randomness = field(repr=False)
+    random_bytes: Callable[[int], bytes] = field(repr=False)
     addresses: tuple[str, ...] = ()
 
 

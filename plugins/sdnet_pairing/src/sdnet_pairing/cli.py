@@ -1,0 +1,326 @@
+"""``sdnet pair …``"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from sdnet_core.cli.kit import ApiError, Cli, clean, format_duration, json_option, pass_cli, quote_segment
+from sdnet_core.errors import (
+    AuthenticationFailedError,
+    ConflictError,
+    ConnectionFailedError,
+    NetworkingError,
+    NetworkTimeoutError,
+    RefusedError,
+)
+
+__all__ = ["pair"]
+
+_SESSIONS = "/pairing/sessions"
+_ENDED = ("completed", "failed", "cancelled", "expired")
+_REFUSALS = ("refused", "rejected", "unanswered", "used", "expired", "cancelled", "conflict")
+_TIMEOUTS = ("expired", "not-found", "timeout", "unanswered")
+_COLUMNS = [
+    ("id", "ID"),
+    ("role", "ROLE"),
+    ("state", "STATE"),
+    ("name", "DEVICE"),
+    ("left", "TIME LEFT"),
+    ("detail", "DETAIL"),
+]
+_PENDING_COLUMNS = [("id", "ID"), ("name", "DEVICE"), ("os", "OS"), ("fingerprint", "FINGERPRINT")]
+
+
+@click.group()
+def pair() -> None:
+    """Pair this device with another one by a 12-word code.
+
+    \b
+    On one device:        sdnet pair generate
+    On the other device:  sdnet pair join
+    """
+
+
+@pair.command()
+@click.option("--auto-accept", is_flag=True, help="Pair with whoever types the code, without asking.")
+@click.option("--no-wait", is_flag=True, help="Print the code and return; answer later with 'pair accept'.")
+@json_option
+@pass_cli
+def generate(cli: Cli, auto_accept: bool, no_wait: bool, as_json: bool) -> None:
+    """Show a new pairing code and wait for the other device.
+
+    The code is good for five minutes and for one device. When a device has proven that it knows the code, you are
+    asked whether to pair with it: compare the fingerprint with the one that it shows ('sdnet status' there).
+    Ctrl-C takes the code back.
+
+    With --json, one line is printed for the code and one for every change.
+
+    \b
+    sdnet pair generate
+    sdnet pair generate --auto-accept
+    sdnet pair generate --no-wait --json
+    """
+    session = cli.client.post(_SESSIONS, {"role": "initiator", "auto_accept": auto_accept})
+    if as_json:
+        cli.print_json(session, compact=not no_wait)
+    else:
+        _show_code(cli, session)
+    if not no_wait:
+        _finish(cli, session, as_json)
+
+
+@pair.command()
+@click.argument("words", nargs=-1)
+@click.option("--hint", "hints", multiple=True, metavar="MULTIADDR", help="Also try this address; ends in /p2p/<peer>.")
+@click.option("--timeout", type=click.FloatRange(1, 300), metavar="SECONDS", help="How long to look for the device.")
+@click.option("--no-wait", is_flag=True, help="Return at once; see how it goes with 'pair status'.")
+@json_option
+@pass_cli
+def join(
+    cli: Cli, words: Sequence[str], hints: Sequence[str], timeout: float | None, no_wait: bool, as_json: bool
+) -> None:
+    """Pair with the device that shows the code WORDS.
+
+    Without WORDS you are asked for them, and "-" reads them from standard input. Do it one of these ways where
+    others use the machine too: they can see the arguments of your commands. Case and hyphens do not matter, and four
+    letters of each word are enough.
+
+    \b
+    sdnet pair join
+    sdnet pair join - < code.txt
+    sdnet pair join legal winner thank year wave sausage worth useful legal winner thank yellow
+    """
+    from .code import PairingCode
+
+    typed = _read_words(words)
+    # Checked here first, so that what is misspelt goes no further.
+    code = " ".join(PairingCode.parse(typed).words)
+    body: dict[str, Any] = {"role": "joiner", "code": code, "hints": list(hints)}
+    if timeout is not None:
+        body["timeout_s"] = timeout
+    session = cli.client.post(_SESSIONS, body)
+    if as_json:
+        cli.print_json(session, compact=not no_wait)
+    if not no_wait:
+        _finish(cli, session, as_json)
+    elif not as_json:
+        cli.print(f"Looking for the device that shows the code: session {session['id']}")
+
+
+@pair.command()
+@click.argument("id", required=False)
+@json_option
+@pass_cli
+def status(cli: Cli, id: str | None, as_json: bool) -> None:
+    """List pairing sessions, or show the one with ID (a unique beginning of it is enough).
+
+    \b
+    sdnet pair status
+    sdnet pair status 3f2a
+    """
+    if id is not None:
+        found = cli.client.get(f"{_SESSIONS}/{quote_segment(id)}")
+        if as_json:
+            cli.print_json(found)
+            return
+        sessions = [found]
+    else:
+        sessions = cli.client.get(_SESSIONS)
+        if as_json:
+            cli.print_json(sessions)
+            return
+    cli.table([_row(session) for session in sessions], _COLUMNS, empty="No pairing is going on.")
+
+
+@pair.command()
+@json_option
+@pass_cli
+def pending(cli: Cli, as_json: bool) -> None:
+    """List the devices that know a code of ours and wait for our answer."""
+    sessions = cli.client.get("/pairing/pending")
+    if as_json:
+        cli.print_json(sessions)
+    else:
+        cli.table([_row(session) for session in sessions], _PENDING_COLUMNS, empty="No device waits for an answer.")
+
+
+@pair.command()
+@click.argument("id")
+@json_option
+@pass_cli
+def accept(cli: Cli, id: str, as_json: bool) -> None:
+    """Pair with the device of the session ID, as 'pair pending' lists it.
+
+    \b
+    sdnet pair accept 3f2a
+    """
+    session = cli.client.post(f"{_SESSIONS}/{quote_segment(id)}/accept")
+    last = _follow(cli, session["id"])
+    if as_json:
+        cli.print_json(last)
+    _conclude(cli, last, quiet=as_json)
+
+
+@pair.command()
+@click.argument("id")
+@json_option
+@pass_cli
+def reject(cli: Cli, id: str, as_json: bool) -> None:
+    """Do not pair with the device of the session ID. Its code is worthless then.
+
+    \b
+    sdnet pair reject 3f2a
+    """
+    session = cli.client.post(f"{_SESSIONS}/{quote_segment(id)}/reject")
+    last = _follow(cli, session["id"])
+    if as_json:
+        cli.print_json(last)
+    else:
+        cli.print(f"Rejected {_describe(last)}.")
+
+
+@pair.command()
+@click.argument("id")
+@json_option
+@pass_cli
+def cancel(cli: Cli, id: str, as_json: bool) -> None:
+    """Give the session ID up, whichever side of it this device is. The code is worthless then.
+
+    \b
+    sdnet pair cancel 3f2a
+    """
+    session = cli.client.delete(f"{_SESSIONS}/{quote_segment(id)}")
+    if as_json:
+        cli.print_json(session)
+    else:
+        cli.print("The pairing is cancelled.")
+
+
+def _read_words(words: Sequence[str]) -> str:
+    if list(words) == ["-"]:
+        return sys.stdin.read(4096)
+    if words:
+        return " ".join(words)
+    if not sys.stdin.isatty():
+        raise click.UsageError("Give the 12 words of the code, or - to read them from standard input.")
+    typed: str = click.prompt("Pairing code", hide_input=False, err=True)
+    return typed
+
+
+def _show_code(cli: Cli, session: dict[str, Any]) -> None:
+    words = session["words"]
+    half = len(words) // 2
+    if cli.interactive:
+        from rich.panel import Panel
+        from rich.text import Text
+
+        lines = "\n".join("  ".join(part) for part in (words[:half], words[half:]))
+        panel = Panel(Text(lines, style="bold"), title="Pairing code", expand=False, padding=(1, 3))
+        cli.console.print(panel)
+    else:
+        cli.print(" ".join(words))
+    left = format_duration(max(0.0, session["expires_at"] - time.time()))
+    cli.note(f"Type it on the other device: sdnet pair join\nIt is good for {left} and for one device.")
+
+
+def _finish(cli: Cli, session: dict[str, Any], as_json: bool) -> None:
+    """Follow a session of ours to its end; Ctrl-C gives it up."""
+    try:
+        last = _follow(cli, session["id"], talk=not as_json, print_json=as_json)
+    except (KeyboardInterrupt, click.Abort):
+        try:
+            cli.client.delete(f"{_SESSIONS}/{session['id']}")
+            cli.note("\nThe pairing is cancelled.")
+        except NetworkingError as error:
+            cli.note(f"\n{error.detail}")
+        raise
+    _conclude(cli, last, quiet=as_json)
+
+
+def _follow(cli: Cli, session_id: str, *, talk: bool = False, print_json: bool = False) -> dict[str, Any]:
+    with cli.client.stream(f"{_SESSIONS}/{session_id}/watch") as changes:
+        for number, session in enumerate(changes):
+            if print_json and number > 0:
+                cli.print_json(session, compact=True)
+            if session["state"] in _ENDED:
+                last: dict[str, Any] = session
+                return last
+            if talk:
+                _tell(cli, session)
+    raise ConnectionFailedError("The node stopped before the pairing was over.")
+
+
+def _tell(cli: Cli, session: dict[str, Any]) -> None:
+    initiator, device = session["role"] == "initiator", session["device"]
+    match session["state"]:
+        case "waiting-for-connection":
+            cli.note("Waiting for the other device…" if initiator else "Looking for the device that shows the code…")
+        case "authenticating":
+            cli.note("A device has connected; it has to prove that it knows the code…")
+        case "awaiting-confirmation" if initiator:
+            _ask(cli, session)
+        case "awaiting-confirmation" if device:
+            cli.note(f"Found {_describe(session)}.\nWaiting for the answer there…")
+
+
+def _ask(cli: Cli, session: dict[str, Any]) -> None:
+    question = f"{_describe(session)} asks to pair."
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        cli.note(f"{question}\nAnswer with: sdnet pair accept {session['id']}   or   sdnet pair reject {session['id']}")
+        return
+    cli.note(question)
+    answer = "accept" if click.confirm("Pair with this device?", default=False, err=True) else "reject"
+    try:
+        cli.client.post(f"{_SESSIONS}/{session['id']}/{answer}")
+    except ApiError as error:
+        cli.note(error.detail)  # answered elsewhere meanwhile, or too late: the end of the session says which
+
+
+def _conclude(cli: Cli, session: dict[str, Any], *, quiet: bool) -> None:
+    """Say how it ended.
+
+    :raises NetworkingError: there is no pairing; with the exit code that fits.
+    """
+    state, reason, detail = session["state"], session["reason"], session["detail"]
+    if state == "completed":
+        if not quiet:
+            cli.print(f"Paired with {_describe(session)}.")
+        if session["pending"]:
+            cli.note(detail)
+        return
+    if session["role"] == "joiner" and state == "failed":
+        if reason in _REFUSALS:
+            raise RefusedError(detail)
+        if reason == "authentication":
+            raise AuthenticationFailedError(detail)
+    if reason in _TIMEOUTS:
+        raise NetworkTimeoutError(detail)
+    if reason == "connection-lost":
+        raise ConnectionFailedError(detail)
+    raise ConflictError(detail or f"The pairing is {state}.")
+
+
+def _describe(session: dict[str, Any]) -> str:
+    device = session["device"]
+    if not device:
+        return "the device"
+    os = f" ({device['os']})" if device["os"] else ""
+    return clean(f"{device['name']}{os}, fingerprint {device['fingerprint']}")
+
+
+def _row(session: dict[str, Any]) -> dict[str, Any]:
+    device = session["device"] or {}
+    over = session["state"] in _ENDED
+    left_s = session["expires_at"] - time.time()
+    return {
+        **session,
+        "name": device.get("name"),
+        "os": device.get("os"),
+        "fingerprint": device.get("fingerprint"),
+        "left": None if over or left_s <= 0 else format_duration(left_s),
+    }

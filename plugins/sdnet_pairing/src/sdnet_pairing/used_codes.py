@@ -1,0 +1,60 @@
+"""The durable memory of which codes were used."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated
+
+import msgspec
+
+from sdnet_core import SecureStorage
+from sdnet_core.errors import StorageError
+
+__all__ = ["UsedCodes"]
+
+_NAME = "used-codes"
+
+
+class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    used: dict[Annotated[str, msgspec.Meta(max_length=64)], float]
+    version: int = 1
+
+
+class UsedCodes:
+    """Session ids of codes that were used, each with the time. They tell nothing of the codes.
+
+    :param storage: the plugin's sealed store.
+    :param limit: ids kept; the oldest give way.
+    """
+
+    def __init__(self, storage: SecureStorage, *, limit: int) -> None:
+        self._storage = storage
+        self._limit = limit
+        self._used: dict[str, float] = {}
+
+    async def load(self) -> None:
+        """Read what was stored.
+
+        :raises StorageError: it cannot be read, or is not what was stored.
+        """
+        data = await self._storage.load(_NAME)
+        if data is None:
+            return
+        try:
+            self._used = dict(msgspec.json.decode(data, type=_Document).used)
+        except msgspec.DecodeError as error:
+            raise StorageError("The list of used pairing codes is damaged.") from error
+
+    def __contains__(self, session_id: uuid.UUID) -> bool:
+        return str(session_id) in self._used
+
+    async def add(self, session_id: uuid.UUID, at: float) -> None:
+        """Remember a code as used, durably before this returns.
+
+        :param at: seconds since the epoch.
+        :raises StorageError: it could not be stored; the code counts as used until the node stops.
+        """
+        self._used[str(session_id)] = at
+        while len(self._used) > self._limit:
+            del self._used[min(self._used, key=self._used.__getitem__)]
+        await self._storage.store(_NAME, msgspec.json.encode(_Document(self._used)))
