@@ -393,9 +393,14 @@ def _parse(address: str) -> Multiaddr:
 
 def _parse_peer_id(peer_id: str) -> ID:
     try:
-        return ID.from_base58(peer_id)
+        parsed = ID.from_base58(peer_id)
     except Exception as exc:
         raise ConnectionFailedError(f"{peer_id} is not a peer id.") from exc
+    multihash = parsed.to_bytes()
+    # A key itself (0x00) or its SHA-256 (0x12), and the length of what follows.
+    if len(multihash) < 2 or multihash[0] not in {0x00, 0x12} or multihash[1] != len(multihash) - 2:
+        raise ConnectionFailedError(f"{peer_id} is not a peer id.")
+    return parsed
 
 
 def _own_version() -> str:
