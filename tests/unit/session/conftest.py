@@ -1,20 +1,23 @@
-"""What the session tests share: fixed clocks and randomness, paired devices, and streams whose bytes a test can touch."""
+"""What the session tests share: clocks and randomness that stand still, paired devices, streams open to a test."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
 import anyio
 import anyio.lowlevel
 import pytest
 
+from sdnet_core.clock import Clock, SystemClock, SystemRandomness
 from sdnet_core.identity import NetworkIdentity
+from sdnet_core.session.connect import initiate, respond
 from sdnet_core.session.epoch import SessionLimits
 from sdnet_core.session.keys import PeerSecret, Role, Suite, derive_session_keys
 from sdnet_core.session.session import Session
 from sdnet_core.swarm.abc import SwarmStream
+from sdnet_core.swarm.memory import MemoryNetwork, MemorySwarm
 
 
 class ManualClock:
@@ -161,9 +164,7 @@ def tape() -> type[Tape]:
 def make_pair() -> MakePair:
     """Make the two ends of a session: ``make_pair(key=…, suite=…, limits=…)``."""
 
-    def make(
-        key: bytes = b"k" * 32, suite: Suite = Suite.AES_256_GCM, limits: SessionLimits | None = None
-    ) -> Pair:
+    def make(key: bytes = b"k" * 32, suite: Suite = Suite.AES_256_GCM, limits: SessionLimits | None = None) -> Pair:
         clock = ManualClock()
         limits = limits or SessionLimits()
         tapes = {Role.INITIATOR: Tape(BOB.peer_id), Role.RESPONDER: Tape(ALICE.peer_id)}
@@ -181,8 +182,60 @@ def make_pair() -> MakePair:
             )
             for role, local, remote in ((Role.INITIATOR, ALICE, BOB), (Role.RESPONDER, BOB, ALICE))
         }
-        return Pair(
-            clock, ends[Role.INITIATOR], ends[Role.RESPONDER], tapes[Role.INITIATOR], tapes[Role.RESPONDER]
-        )
+        return Pair(clock, ends[Role.INITIATOR], ends[Role.RESPONDER], tapes[Role.INITIATOR], tapes[Role.RESPONDER])
 
     return make
+
+
+class Linked:
+    """Two swarms in memory with a connection between them, Alice's and Bob's."""
+
+    def __init__(self, network: MemoryNetwork, alice: MemorySwarm, bob: MemorySwarm) -> None:
+        self.network = network
+        self.alice = alice
+        self.bob = bob
+
+    async def open(self, opener: NetworkIdentity, protocol: str) -> tuple[SwarmStream, SwarmStream]:
+        """Open a stream: the opener's end and the other one, which stays open until the swarm stops."""
+        local, remote = (self.alice, self.bob) if opener is ALICE else (self.bob, self.alice)
+        ends: list[SwarmStream] = []
+        arrived = anyio.Event()
+
+        async def hold(stream: SwarmStream) -> None:
+            ends.append(stream)
+            arrived.set()
+            await anyio.sleep_forever()
+
+        remote.set_stream_handler(protocol, hold)
+        ours = await local.open_stream(remote.peer_id, [protocol])
+        await arrived.wait()
+        return ours, ends[0]
+
+    async def sessions(
+        self, limits: SessionLimits | None = None, clock: Clock | None = None
+    ) -> tuple[Session, Session]:
+        """Alice dials Bob: her session and his, made by the handshake."""
+        ours, theirs = await self.open(ALICE, "/sdnet/session/1")
+        made: dict[str, Session] = {}
+        clock, randomness, suites = clock or SystemClock(), SystemRandomness(), tuple(Suite)
+
+        async def answer() -> None:
+            secret = PeerSecret(b"p" * 16, b"r" * 32, ALICE.peer_id)
+            made["bob"], _ = await respond(theirs, BOB, lambda _: secret, suites, clock, randomness, limits=limits)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(answer)
+            secret = PeerSecret(b"p" * 16, b"r" * 32, BOB.peer_id)
+            made["alice"] = await initiate(ours, ALICE, secret, suites, clock, randomness, limits=limits)
+        return made["alice"], made["bob"]
+
+
+@pytest.fixture
+async def linked(anyio_backend: str) -> AsyncIterator[Linked]:
+    """Alice and Bob, connected."""
+    network = MemoryNetwork()
+    one, two = MemorySwarm(network, ALICE.peer_id), MemorySwarm(network, BOB.peer_id)
+    async with one.run(), two.run():
+        await two.listen(["/memory/0"])
+        await one.dial(BOB.peer_id, two.addresses)
+        yield Linked(network, one, two)

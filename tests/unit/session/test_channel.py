@@ -297,7 +297,7 @@ async def test_nothing_is_sent_behind_the_end(make_pair: MakePair) -> None:
 
 async def test_leaving_a_block_by_an_exception_does_not_look_like_an_end(make_pair: MakePair) -> None:
     pair = make_pair()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError):  # noqa: PT012 - leaving the block is what is tested
         async with pair.initiator.open_stream(pair.initiator_tape) as stream:
             await stream.send(b"half of it")
             raise RuntimeError
@@ -437,7 +437,9 @@ async def test_keys_that_have_expired_protect_nothing(make_pair: MakePair) -> No
         await theirs.receive()
 
 
-@pytest.mark.parametrize("limits", [SessionLimits(max_records=4), SessionLimits(max_bytes=20)], ids=["records", "bytes"])
+@pytest.mark.parametrize(
+    "limits", [SessionLimits(max_records=4), SessionLimits(max_bytes=20)], ids=["records", "bytes"]
+)
 async def test_keys_protect_so_much_and_no_more(make_pair: MakePair, limits: SessionLimits) -> None:
     pair = make_pair(limits=limits)
     stream = pair.initiator.open_stream(pair.initiator_tape)

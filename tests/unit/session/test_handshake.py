@@ -271,9 +271,7 @@ def test_small_order_points_are_refused(point: bytes) -> None:
         answerer().receive(hello)
     a = dialler()
     a.start()
-    welcome = Welcome(
-        version=1, suite=1, nonce=b"n" * 32, ephemeral=point, signature=b"s" * 64, confirmation=b"c" * 32
-    )
+    welcome = Welcome(version=1, suite=1, nonce=b"n" * 32, ephemeral=point, signature=b"s" * 64, confirmation=b"c" * 32)
     with pytest.raises(AuthenticationFailedError):
         a.receive(encode(welcome))
 
@@ -400,4 +398,3 @@ def test_wire_forms() -> None:
     assert encode(Ready(confirmation=b"c" * 32)).hex() == "a2617404" + mac
     refusal = Refusal(reason=RefusalReason.BUSY, signature=b"s" * 64)
     assert encode(refusal).hex() == "a361740566726561736f6e6462757379" + signature
-

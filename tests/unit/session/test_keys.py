@@ -57,8 +57,14 @@ def test_known_answers() -> None:
     found = keys()
     assert found.epoch_id.hex() == "9bba74600e47b949"
     assert found.send_key.hex() == "7077994a9ade11260cec65213e83f21345ba31bb9d3e7bc27a09918c43c9eaab"
-    assert found.stream_key(Role.INITIATOR, Role.INITIATOR, "/sdnet/test/1", 1).hex() == "c5cad1f55e9487bc3865aaacf3b74c4ebf09e1ec4a60df1e08b0fec3d7c06453"
-    assert confirmation(b"k" * 32, "ready", b"h" * 32).hex() == "89b3a61c22cd87e667601a78952007090b0d1a39f764f78b8892ef1cbd85aad2"
+    assert (
+        found.stream_key(Role.INITIATOR, Role.INITIATOR, "/sdnet/test/1", 1).hex()
+        == "c5cad1f55e9487bc3865aaacf3b74c4ebf09e1ec4a60df1e08b0fec3d7c06453"
+    )
+    assert (
+        confirmation(b"k" * 32, "ready", b"h" * 32).hex()
+        == "89b3a61c22cd87e667601a78952007090b0d1a39f764f78b8892ef1cbd85aad2"
+    )
     transcript = Transcript("handshake")
     transcript.add(b"a", b"")
     assert transcript.digest().hex() == "60da1ad32fae46271ba1ee87594c87f8cd031a9734cd57f7463ed598257292e2"
