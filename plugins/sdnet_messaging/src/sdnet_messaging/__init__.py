@@ -1,5 +1,53 @@
-"""Ping, text messages and data between paired devices."""
+"""Ping, text messages, notifications and data between paired devices.
+
+Another plugin uses it so::
+
+    from sdnet_messaging import MessagingService
+
+    messaging = ctx.get_service(MessagingService)
+    await messaging.send_text(device.device_id, "dinner is ready")
+    with messaging.on_data("shopping-list", take_list):
+        ...
+"""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .messages import Priority
+    from .records import Choice, DataReceived, InboxMessage, NotificationReceived, Receipt, TextReceived
+    from .service import DataHandler, MessagingService
+
+_HOMES = {
+    "Choice": "records",
+    "DataHandler": "service",
+    "DataReceived": "records",
+    "InboxMessage": "records",
+    "MessagingService": "service",
+    "NotificationReceived": "records",
+    "Priority": "messages",
+    "Receipt": "records",
+    "TextReceived": "records",
+}
+
+__all__ = [
+    "Choice",
+    "DataHandler",
+    "DataReceived",
+    "InboxMessage",
+    "MessagingService",
+    "NotificationReceived",
+    "Priority",
+    "Receipt",
+    "TextReceived",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used: the command line loads every plugin's package and must stay quick.
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{home}", __name__), name)

@@ -1,0 +1,63 @@
+"""What the messaging plugin adds to a node and to the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from sdnet_core import hookimpl
+
+if TYPE_CHECKING:
+    import click
+
+    from sdnet_core import PluginContext, ProtocolSpec, Route, ServiceSpec
+
+    from .service import MessagingService
+
+__all__ = ["MessagingPlugin"]
+
+
+class MessagingPlugin:
+    """Texts, notifications and data between paired devices."""
+
+    _service: MessagingService
+
+    @hookimpl
+    def sdnet_services(self, ctx: PluginContext) -> Iterable[ServiceSpec]:
+        from sdnet_core import ServiceSpec
+
+        from .service import MessagingService
+
+        self._service = MessagingService(ctx)
+        return [ServiceSpec(name="messaging", run=self._service.run, api=self._service)]
+
+    @hookimpl
+    def sdnet_protocols(self, ctx: PluginContext) -> Iterable[ProtocolSpec]:
+        from sdnet_core import Access, ProtocolSpec
+
+        from .handler import MessagingHandler
+        from .messages import MAX_MESSAGE_BYTES
+
+        return [
+            ProtocolSpec(
+                protocol_name="messaging",
+                version=1,
+                handler=MessagingHandler(self._service),
+                # A text is nothing a person must approve; data for other protocols want a trusted device (service.py).
+                access=Access.VERIFIED,
+                max_message_bytes=MAX_MESSAGE_BYTES,
+                max_streams_per_peer=4,
+            )
+        ]
+
+    @hookimpl
+    def sdnet_routes(self, ctx: PluginContext) -> Iterable[Route]:
+        from .api import MessagingApi
+
+        return MessagingApi(ctx, self._service).routes()
+
+    @hookimpl
+    def sdnet_commands(self) -> Iterable[click.Command]:
+        from .cli import msg
+
+        return [msg]
