@@ -83,6 +83,10 @@ _Metadata = Annotated[
     dict[Annotated[str, Meta(min_length=1, max_length=64)], Annotated[str, Meta(max_length=256)]], Meta(max_length=16)
 ]
 
+# Small messages are the rule, and the names of their fields would be most of them.
+_SHORT = {"sequence": "s", "token": "i", "below": "b", "priority": "p", "sent_ms": "at"}
+_SHORT_ACK = {"sequence": "s", "outcome": "o", "next_sequence": "n", "response": "r"}
+
 
 class Ping(Message, frozen=True, kw_only=True, tag=1):
     """Are you there? Measures the round trip.
@@ -99,7 +103,7 @@ class Pong(Message, frozen=True, kw_only=True, tag=2):
     nonce: Annotated[int, Meta(ge=0, le=MAX_SEQUENCE)]
 
 
-class Delivered(Message, frozen=True, kw_only=True):
+class Delivered(Message, frozen=True, kw_only=True, rename=_SHORT):
     """What every message that is acknowledged begins with. Its id is (sender, ``sequence``, ``token``).
 
     :param sequence: counts the sender's messages under one pairing, from 1; a number may be left out, never reused.
@@ -117,7 +121,7 @@ class Delivered(Message, frozen=True, kw_only=True):
             raise ValueError("a message cannot be below the sender's own limit")
 
 
-class Data(Delivered, frozen=True, kw_only=True, tag=3):
+class Data(Delivered, frozen=True, kw_only=True, tag=3, rename=_SHORT):
     """Bytes for a named protocol above messaging, delivered at least once.
 
     :param protocol: who takes them, as in `on_data`.
@@ -130,7 +134,7 @@ class Data(Delivered, frozen=True, kw_only=True, tag=3):
     metadata: _Metadata
 
 
-class Text(Delivered, frozen=True, kw_only=True, tag=4):
+class Text(Delivered, frozen=True, kw_only=True, tag=4, rename=_SHORT):
     """A text from person to person, delivered exactly once into the inbox.
 
     :param sent_ms: the sender's wall clock, milliseconds since the epoch.
@@ -155,7 +159,7 @@ class Action(Message, frozen=True, kw_only=True, tag=16):
     label: Annotated[str, Meta(min_length=1, max_length=64)]
 
 
-class Notification(Delivered, frozen=True, kw_only=True, tag=5):
+class Notification(Delivered, frozen=True, kw_only=True, tag=5, rename=_SHORT):
     """A notification for the person at the other device, delivered exactly once into the inbox.
 
     :param actions: what the person can choose, each with an id of its own.
@@ -174,7 +178,7 @@ class Notification(Delivered, frozen=True, kw_only=True, tag=5):
             raise ValueError("two actions of a notification have the same id")
 
 
-class Ack(Message, frozen=True, kw_only=True, tag=6):
+class Ack(Message, frozen=True, kw_only=True, tag=6, rename=_SHORT_ACK):
     """What became of a message; sent when that is settled, in any order.
 
     :param sequence: of the message.
