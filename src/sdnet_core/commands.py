@@ -94,7 +94,7 @@ class CommandChannel:
         return ticket.result
 
     async def run(self, carry_out: Callable[[Command], Awaitable[Any]]) -> None:
-        """Carry commands out, one after the other, until cancelled. Then nobody waits in vain."""
+        """Carry commands out, one after the other, until cancelled; the channel is closed then."""
         ticket: _Ticket | None = None
         try:
             async for ticket in self._receive:
@@ -104,16 +104,19 @@ class CommandChannel:
                     ticket.error = error
                 ticket.done.set()
         finally:
-            self._send.close()
-            stopped = NotRunningError("The node has stopped.")
             if ticket is not None and not ticket.done.is_set():
-                ticket.error = stopped
+                ticket.error = NotRunningError("The node has stopped.")
                 ticket.done.set()
-            while True:
-                try:
-                    waiting = self._receive.receive_nowait()
-                except (anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
-                    break
-                waiting.error = stopped
-                waiting.done.set()
-            self._receive.close()
+            self.close()
+
+    def close(self) -> None:
+        """Take no more commands; those that wait fail."""
+        self._send.close()
+        while True:
+            try:
+                waiting = self._receive.receive_nowait()
+            except (anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
+                break
+            waiting.error = NotRunningError("The node has stopped.")
+            waiting.done.set()
+        self._receive.close()

@@ -84,7 +84,6 @@ class NetworkingCore:
         self._unlock = unlock or KeyFile()
         self._protocols = ProtocolRegistry()
         self._registry = DeviceRegistry(self.clock)
-        self._commands = CommandChannel()
         self._stack = AsyncExitStack()
         self._stop_requested = anyio.Event()
         self._started_at: float | None = None
@@ -103,6 +102,8 @@ class NetworkingCore:
 
     async def _prepare(self, stack: AsyncExitStack) -> None:
         """Open the store and put the layers together; nothing runs yet."""
+        self._commands = CommandChannel()
+        stack.callback(self._commands.close)
         data = self.config.paths.data
         await self.runner(ensure_private_directory, data)
         lock = DirectoryLock(data)
@@ -361,19 +362,19 @@ class NetworkingCore:
         """Send one request and wait for its answer. Errors: see `PluginContext.request`."""
         registered = self._protocols.by_name(protocol_name)
         max_bytes = registered.spec.max_message_bytes if registered is not None else 1 << 20
+        deadline = anyio.current_time() + timeout_s
+        stream = await self.open_stream(device_id, protocol_name, timeout_s=timeout_s)
         try:
-            with anyio.fail_after(timeout_s):
-                stream = await self.open_stream(device_id, protocol_name, timeout_s=timeout_s)
-                try:
-                    messages = stream.messages(max_bytes=max_bytes)
-                    await messages.send_bytes(data)
-                    return await messages.receive_bytes()
-                finally:
-                    with anyio.move_on_after(1, shield=True):
-                        await stream.aclose()
+            with anyio.fail_after(deadline - anyio.current_time()):
+                messages = stream.messages(max_bytes=max_bytes)
+                await messages.send_bytes(data)
+                return await messages.receive_bytes()
         except TimeoutError:
             name = self._registry.get(device_id).device.info.name
             raise NetworkTimeoutError(f"{name} did not answer within {timeout_s:g} s.") from None
+        finally:
+            with anyio.move_on_after(1, shield=True):
+                await stream.aclose()
 
     async def send_message(self, device_id: uuid.UUID, protocol_name: str, data: bytes) -> None:
         """Send a message; the answer goes to the handler's ``handle_response``.

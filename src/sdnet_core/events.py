@@ -170,7 +170,8 @@ class Subscription:
         self._queue: deque[NetworkEvent] = deque()
         self._buffer = buffer
         self._dropped = 0
-        self._wake_send, self._wake = anyio.create_memory_object_stream[None](1)
+        self._wake = anyio.Event()
+        self._ended = False
 
     def _offer(self, event: NetworkEvent) -> None:
         if self._kinds is not None and event.kind not in self._kinds:
@@ -179,10 +180,7 @@ class Subscription:
             self._queue.popleft()
             self._dropped += 1
         self._queue.append(event)
-        try:
-            self._wake_send.send_nowait(None)
-        except anyio.WouldBlock:
-            pass
+        self._wake.set()
 
     async def receive(self) -> NetworkEvent:
         """The next event.
@@ -195,7 +193,10 @@ class Subscription:
                 return EventsDropped(at=self._bus.now(), count=count)
             if self._queue:
                 return self._queue.popleft()
-            await self._wake.receive()
+            if self._ended:
+                raise anyio.EndOfStream
+            self._wake = anyio.Event()
+            await self._wake.wait()
 
     def __aiter__(self) -> Subscription:
         return self
@@ -215,11 +216,11 @@ class Subscription:
     def close(self) -> None:
         """Stop listening."""
         self._bus._subscriptions.discard(self)
-        self._wake_send.close()
-        self._wake.close()
+        self._end()
 
     def _end(self) -> None:
-        self._wake_send.close()
+        self._ended = True
+        self._wake.set()
 
 
 @dataclass(slots=True)

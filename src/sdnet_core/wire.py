@@ -77,9 +77,10 @@ def decode(data: bytes | bytearray | memoryview, type_: type[T] | Any, *, max_by
             semantic_decoders=_DENIED_TAGS,
             tag_hook=_deny_tag,
         )
-        if cbor2.dumps(value, canonical=True) != raw:
-            raise SerializationError("The message is not in deterministic encoding.")
-        return cast(T, msgspec.convert(value, type_, strict=True, builtin_types=_BUILTIN_TYPES, dec_hook=_decode_hook))
+        message = msgspec.convert(value, type_, strict=True, builtin_types=_BUILTIN_TYPES, dec_hook=_decode_hook)
+        if encode(message) != raw:
+            raise SerializationError("The message is not in the one form in which it would have been written.")
+        return cast(T, message)
     except SerializationError:
         raise
     except (cbor2.CBORError, msgspec.ValidationError, ValueError, TypeError, OverflowError, RecursionError) as error:

@@ -63,10 +63,10 @@ def test_every_tag_is_denied(inner: bytes) -> None:
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (b"\x18\x01", "not in deterministic"),
+        (b"\x18\x01", "not in the one form"),
         (b"\xa2\x01\x01\x01\x01", "uplicate"),
         (b"\x9f\xff", "ndefinite"),
-        (b"\x00\x00", "not in deterministic|trailing"),
+        (b"\x00\x00", "not in the one form"),
         (b"\x81" * 17 + b"\x00", "depth|nest"),
         (b"\x5b\x7f\xff\xff\xff\xff\xff\xff\xff", "does not decode"),
         (b"", "does not decode"),
@@ -88,6 +88,12 @@ def test_unknown_fields_and_tags_are_refused() -> None:
         wire.decode(wire.encode({"t": 1, "name": "x", "more": 1}), Colour)
     with pytest.raises(SerializationError):
         wire.decode(wire.encode({"t": 3}), Colour | Shape)
+
+
+def test_a_message_without_its_tag_or_a_field_is_refused() -> None:
+    for fields in ({"sides": 3, "colours": []}, {"t": 2, "sides": 3}, {"t": 2, "sides": 3, "colours": [{"name": "x"}]}):
+        with pytest.raises(SerializationError):
+            wire.decode(wire.encode(fields), Shape)
 
 
 def test_an_overlong_message_is_refused_unread() -> None:
