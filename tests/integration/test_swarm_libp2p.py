@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 import pytest
 import trio
+import trio.testing
 
 from sdnet_core.errors import ConnectionFailedError, TransportError
 from sdnet_core.swarm.abc import AddressesChanged, Connected, Disconnected, SwarmStream
@@ -148,6 +149,79 @@ async def test_connections_above_the_limit_are_refused_until_one_closes() -> Non
             while server.is_connected(a.peer_id):  # noqa: ASYNC110
                 await anyio.sleep(0.005)
         await c.dial(server.peer_id, server.addresses)
+
+
+def connections(swarm: Libp2pSwarm, peer_id: str) -> int:
+    from libp2p.peer.id import ID
+
+    return len(swarm.host.get_network().connections.get(ID.from_base58(peer_id), []))
+
+
+async def test_of_two_connections_made_at_once_both_sides_keep_the_same_one() -> None:
+    twice = 0
+    for _ in range(20):
+        async with running() as a, running() as b:
+            a.set_stream_handler("/echo/1", echo)
+            b.set_stream_handler("/echo/1", echo)
+            async with anyio.create_task_group() as group:
+                group.start_soon(a.dial, b.peer_id, b.addresses)
+                group.start_soon(b.dial, a.peer_id, a.addresses)
+            await trio.testing.wait_all_tasks_blocked()
+            twice += connections(a, b.peer_id) > 1
+            streams = [await a.open_stream(b.peer_id, ["/echo/1"]), await b.open_stream(a.peer_id, ["/echo/1"])]
+            with anyio.fail_after(4):
+                while connections(a, b.peer_id) + connections(b, a.peer_id) > 2:  # noqa: ASYNC110
+                    await anyio.sleep(0.01)
+            for stream in streams:
+                await stream.send(b"kept")
+                assert await stream.receive() == b"kept"
+            assert a.is_connected(b.peer_id)
+            assert b.is_connected(a.peer_id)
+            # One side sees the address that it dialled, the other the port that the dial came from.
+            seen = {a.remote_address(b.peer_id) in b.addresses, b.remote_address(a.peer_id) in a.addresses}
+            assert seen == {True, False}
+        if twice >= 2:
+            break
+    assert twice, "The race that this test is about did not happen in 20 rounds."
+
+
+async def test_a_peer_that_connects_anew_replaces_its_old_connection() -> None:
+    seed = os.urandom(32)
+    async with running() as server:
+        server.set_stream_handler("/echo/1", echo)
+        first, second = Libp2pSwarm(seed), Libp2pSwarm(seed)
+        async with first.run(), second.run():
+            await first.dial(server.peer_id, server.addresses)
+            await second.dial(server.peer_id, server.addresses)
+            with anyio.fail_after(5):
+                seen = [await server.events.receive() for _ in range(3)]
+                assert [type(event) for event in seen] == [Connected, Disconnected, Connected]
+                assert [getattr(event, "generation", 0) for event in seen] == [1, 1, 2]
+                await first.events.receive()
+                assert isinstance(await first.events.receive(), Disconnected)
+            stream = await second.open_stream(server.peer_id, ["/echo/1"])
+            await stream.send(b"new")
+            assert await stream.receive() == b"new"
+            assert connections(server, second.peer_id) == 1
+
+
+async def test_cancelling_a_running_swarm_ends_it_at_once() -> None:
+    async with running() as a:
+        a.set_stream_handler("/echo/1", echo)
+        b = Libp2pSwarm(os.urandom(32))
+        start = anyio.current_time()
+        with anyio.CancelScope() as scope:
+            async with b.run():
+                for _ in range(20):
+                    await b.dial(a.peer_id, a.addresses)
+                    await b.open_stream(a.peer_id, ["/echo/1"])
+                start = anyio.current_time()
+                scope.cancel()
+                await anyio.sleep_forever()
+        assert anyio.current_time() - start < 1
+        with anyio.fail_after(2):
+            assert isinstance(await a.events.receive(), Connected)
+            assert isinstance(await a.events.receive(), Disconnected)
 
 
 _CHILD = """
