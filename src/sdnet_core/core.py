@@ -26,6 +26,7 @@ from .errors import (
     DeviceNotFoundError,
     NetworkTimeoutError,
     ProtocolError,
+    StorageError,
 )
 from .events import DevicePaired, EventBus, NodeStarted, PeerDisconnected, PeerDiscovered, Subscription
 from .hookspecs import Route
@@ -252,14 +253,28 @@ class NetworkingCore:
             pending=command.pending,
         )
         self._registry.check_identity(device)
-        await self._store.save_pairing(device)
-        await self._connections.release(info.id, GoodbyeReason.NOT_PAIRED, "the devices were paired anew")
         connection = ConnectionRecord(addresses=command.addresses[:16])
+        # Before anything is written, so that nothing of an old pairing is written after the new one.
+        await self._end_old_pairing(info.id)
+        try:
+            await self._store.save_pairing(device)
+        except StorageError:
+            if self._registry.by_peer(info.peer_id) is not None:
+                self._connections.supervise(info.id)
+            raise
         await self._store.save_connection(info.id, connection)
+        while isinstance(self._registry.by_peer(info.peer_id), Connected):  # it came back under the old one meanwhile
+            await self._end_old_pairing(info.id)
         self._registry.complete_pairing(device, connection)
         self._connections.supervise(info.id)
         self.events.publish(DevicePaired(device_id=info.id, device_name=info.name, peer_id=info.peer_id))
         return self.remote_device(info.id)
+
+    async def _end_old_pairing(self, device_id: uuid.UUID) -> None:
+        # The connection below stays: the two are just talking on it.
+        await self._connections.release(
+            device_id, GoodbyeReason.NOT_PAIRED, "the devices were paired anew", hang_up=False
+        )
 
     # Devices
 

@@ -144,11 +144,12 @@ class PersistentConnectionManager:
             supervisor = self._supervisors[device_id] = _Supervisor()
             self._tasks.start_soon(self._supervise, device_id, supervisor)
 
-    async def release(self, device_id: uuid.UUID, goodbye: GoodbyeReason, reason: str) -> None:
-        """Stop keeping a device connected and end its connections at once.
+    async def release(self, device_id: uuid.UUID, goodbye: GoodbyeReason, reason: str, *, hang_up: bool = True) -> None:
+        """Stop keeping a device connected and end its sessions at once.
 
         :param goodbye: what the device is told.
         :param reason: what is shown here.
+        :param hang_up: also close the connections below, with everything else that runs on them.
         """
         supervisor = self._supervisors.pop(device_id, None)
         if supervisor is not None:
@@ -157,8 +158,9 @@ class PersistentConnectionManager:
         for live in ending:
             await live.control.goodbye(goodbye)
             self._finish(live, reason)
-        for peer_id in {live.peer_id for live in ending}:
-            await self._swarm.hang_up(peer_id)
+        if hang_up:
+            for peer_id in {live.peer_id for live in ending}:
+                await self._swarm.hang_up(peer_id)
 
     def sighted(self, peer_id: str) -> None:
         """Discovery has just seen a peer: if it is a paired device that is away, try at once."""

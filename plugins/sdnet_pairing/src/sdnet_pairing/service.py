@@ -198,7 +198,7 @@ class PairingService:
 
         :raises NotFoundError: as `get_session`.
         """
-        return _follow(self._find(reference))
+        return _Watch(self._find(reference))
 
     # Serving
 
@@ -230,16 +230,17 @@ class PairingService:
         self._expire()
         if sum(s.role is role and not s.state.ended for s in self._sessions) >= self.limits.max_open_sessions:
             raise ConflictError("Too many pairings are going on; cancel one first.")
-        clock = self._ctx.clock
+        keys, now = code.keys(), self._ctx.clock.now()
         session = PairingSession(
             role,
-            code.keys(),
-            created_at=clock.now(),
-            expires_at=clock.now() + lifetime_s,
-            deadline=clock.monotonic() + lifetime_s,
+            keys,
+            created_at=now,
+            expires_at=now + lifetime_s,
+            deadline=self._ctx.clock.monotonic() + lifetime_s,
             auto_accept=auto_accept,
             changed=self._on_change,
         )
+        self._sessions = [s for s in self._sessions if s.id != keys.session_id]  # an earlier attempt with this code
         ended = [s for s in self._sessions if s.state.ended]
         for old in ended[: max(0, len(ended) - self.limits.max_ended_sessions + 1)]:
             self._sessions.remove(old)
@@ -366,11 +367,15 @@ def _awaits_answer(session: PairingSession) -> bool:
     )
 
 
-async def _follow(session: PairingSession) -> AsyncIterator[PairingStatus]:
-    while True:
-        status = session.status()
-        yield status
-        if status.state.ended:
-            return
-        if session.state is status.state:
-            await session.wait_for_news()
+class _Watch(AsyncIterator[PairingStatus]):
+    def __init__(self, session: PairingSession) -> None:
+        self._session = session
+        self._told: SessionState | None = None
+
+    async def __anext__(self) -> PairingStatus:
+        if self._told is not None and self._told.ended:
+            raise StopAsyncIteration
+        while self._session.state is self._told:
+            await self._session.wait_for_news()
+        self._told = self._session.state
+        return self._session.status()
