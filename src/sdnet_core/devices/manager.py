@@ -126,7 +126,7 @@ class PersistentConnectionManager:
             finally:
                 self._tasks = None
                 for live in tuple(self._live.values()):
-                    self._finish(live, "this node stops")
+                    self._finish(live, "this device stopped")
 
     async def farewell(self) -> None:
         """Before `run` is cancelled: stop dialling, and tell every connected device that this node stops."""
@@ -464,6 +464,10 @@ class PersistentConnectionManager:
 
 def _explain(end: ControlEnd) -> str:
     match end.reason, end.goodbye:
+        case EndReason.OUR_GOODBYE, GoodbyeReason.SHUTDOWN:
+            return "this device stopped"
+        case EndReason.OUR_GOODBYE, _:
+            return f"this device hung up ({end.goodbye})"
         case EndReason.PEER_GOODBYE, GoodbyeReason.SHUTDOWN:
             return "the other device stopped"
         case EndReason.PEER_GOODBYE, GoodbyeReason.NOT_PAIRED:
