@@ -86,7 +86,8 @@ def test_the_bytes_of_a_segment_stay_what_they_are() -> None:
 def test_a_request_out_of_bounds_is_refused(change: dict[str, object]) -> None:
     fields = {"t": 1, "transfer_id": ID, "purpose": "send", "item_count": 1, "total_bytes": 0}
     good = {**fields, "items": [[["a"], False, 0, 0, False]]}
-    assert decode(encode(good), m.ControlMessage)
+    message: m.ControlMessage = decode(encode(good), m.ControlMessage)
+    assert isinstance(message, m.FileTransferRequest)
     with pytest.raises(SerializationError):
         decode(encode({**good, **change}), m.ControlMessage)
 

@@ -1,5 +1,54 @@
-"""Verified, resumable transfer of files and folders."""
+"""Files and folders between paired devices: verified, resumable, never replacing anything.
+
+``ctx.get_service(FileTransferService)`` is the interface for other plugins and for host applications.
+"""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import FileTransferConfig
+    from .events import TransferCompleted, TransferEvent, TransferFailed, TransferProgress, TransferStarted
+    from .plugin import FileTransferPlugin
+    from .service import FileTransferService
+    from .transfer import FileProblem, Transfer, TransferState
+
+_MODULES = {
+    "FileProblem": "transfer",
+    "FileTransferConfig": "config",
+    "FileTransferPlugin": "plugin",
+    "FileTransferService": "service",
+    "Transfer": "transfer",
+    "TransferCompleted": "events",
+    "TransferEvent": "events",
+    "TransferFailed": "events",
+    "TransferProgress": "events",
+    "TransferStarted": "events",
+    "TransferState": "transfer",
+}
+
+__all__ = [
+    "FileProblem",
+    "FileTransferConfig",
+    "FileTransferPlugin",
+    "FileTransferService",
+    "Transfer",
+    "TransferCompleted",
+    "TransferEvent",
+    "TransferFailed",
+    "TransferProgress",
+    "TransferStarted",
+    "TransferState",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

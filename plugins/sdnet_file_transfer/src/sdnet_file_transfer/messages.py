@@ -122,6 +122,7 @@ class Refusal:
     STORAGE = "storage"
     PROTOCOL = "protocol"
     MISMATCH = "mismatch"
+    OVER = "over"
 
 
 Code = Annotated[str, msgspec.Meta(max_length=32, pattern=r"\A[a-z-]*\Z")]

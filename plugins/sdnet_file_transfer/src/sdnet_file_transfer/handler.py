@@ -1,0 +1,36 @@
+"""Brings inbound streams to the service."""
+
+from __future__ import annotations
+
+from sdnet_core import Access, PeerStream, ProtocolHandler, ProtocolSpec
+
+from .conversation import STALL_S
+from .messages import PROTOCOL_NAME
+from .service import FileTransferService
+
+__all__ = ["protocol_spec"]
+
+
+class FileTransferHandler(ProtocolHandler):
+    """Receives one transfer a stream."""
+
+    protocol_name = PROTOCOL_NAME
+
+    def __init__(self, service: FileTransferService) -> None:
+        self._service = service
+
+    async def handle_stream(self, stream: PeerStream) -> None:
+        await self._service.receive(stream)
+
+
+def protocol_spec(service: FileTransferService) -> ProtocolSpec:
+    """The protocol, open to every paired device: what a device that is not trusted sends must have been granted."""
+    return ProtocolSpec(
+        protocol_name=PROTOCOL_NAME,
+        version=1,
+        handler=FileTransferHandler(service),
+        access=Access.VERIFIED,
+        max_streams=64,
+        max_streams_per_peer=20,
+        idle_timeout_s=2 * STALL_S,
+    )

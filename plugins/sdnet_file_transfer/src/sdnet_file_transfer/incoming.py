@@ -1,0 +1,340 @@
+"""Decides about offers, and keeps what is known of transfers to this device."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from pathlib import Path
+
+import anyio
+from blake3 import blake3
+
+from sdnet_core import Access, PeerStream, PluginContext, RemoteDevice
+from sdnet_core.errors import ConflictError, NetworkingError
+
+from .config import FileTransferConfig
+from .conversation import is_transient
+from .jobs import Job, JobRecord, JobStore
+from .landing import DiskFullError, Landing, remove_staging, staging_name
+from .machine import Offered, PeerCancelled, PeerFailed
+from .messages import Refusal
+from .receiving import Admission, AlreadyReceived, Received, ReceiveOutcome, Receiving, Refused
+from .sending import Cancelled
+from .transfer import Transfer, TransferState
+
+__all__ = ["Incoming"]
+
+logger = logging.getLogger(__name__)
+
+_DAY_S = 86_400.0
+_GRANT_S = 3600.0
+_TAKE_OVER_TIMEOUT_S = 10.0
+_MAX_ACTIVE_PER_DEVICE = 16
+
+
+class Incoming:
+    """The receiving half of the service.
+
+    :param jobs: shared with the service.
+    """
+
+    def __init__(
+        self, ctx: PluginContext, config: FileTransferConfig, store: JobStore, jobs: dict[uuid.UUID, Job]
+    ) -> None:
+        self._ctx = ctx
+        self._config = config
+        self._store = store
+        self._jobs = jobs
+        self._receiving: dict[uuid.UUID, Receiving] = {}
+        self._promised: dict[uuid.UUID, tuple[int, int]] = {}
+        """By running transfer, the file system it goes to and the bytes still to come when it began."""
+
+    async def grant(
+        self,
+        device: RemoteDevice,
+        transfer_id: uuid.UUID,
+        destination: Path,
+        max_bytes: int | None,
+        expires_at: float | None,
+        purpose: str,
+    ) -> Transfer:
+        """See `FileTransferService.grant`."""
+        if transfer_id in self._jobs or any(past.id == transfer_id for past in self._store.history):
+            raise ConflictError("There is a transfer with that id already.")
+        now = self._ctx.clock.now()
+        transfer = Transfer(
+            id=transfer_id,
+            direction="receive",
+            device_id=device.device_id,
+            device_name=device.name,
+            purpose=purpose,
+            state=TransferState.WAITING,
+            destination=str(destination),
+            created_at=now,
+        )
+        expires_at = now + _GRANT_S if expires_at is None else expires_at
+        record = JobRecord(transfer=transfer, max_bytes=max_bytes, expires_at=expires_at, updated_at=now)
+        job = self._jobs[transfer_id] = Job(self._ctx, record)
+        try:
+            await self._store.save(record)
+        except BaseException:
+            del self._jobs[transfer_id]
+            raise
+        return job.transfer
+
+    async def serve(self, stream: PeerStream) -> Job | None:
+        """Serve one inbound stream.
+
+        :returns: the transfer that it was about; None if it did not get to be one.
+        """
+        conversation = _Conversation(self, stream.require_device())
+        receiving = Receiving(
+            stream,
+            run_blocking=self._ctx.run_blocking,
+            decide=conversation.decide,
+            observe=conversation.observe,
+            settle=conversation.settle,
+        )
+        conversation.receiving = receiving
+        try:
+            outcome = await receiving.run()
+            conversation.conclude(outcome)
+        except NetworkingError as error:
+            conversation.fail(error)
+        finally:
+            conversation.leave()
+        job = conversation.job
+        if job is not None and job.transfer.resumable:
+            await self._store.save(job.record)
+        return job
+
+    def cancel(self, job: Job, reason: str) -> None:
+        """Cancel a running conversation in order; does nothing if there is none."""
+        receiving = self._receiving.get(job.id)
+        if receiving is not None:
+            receiving.cancel(reason)
+
+    async def expire(self, job: Job) -> bool:
+        """End a transfer that was not taken up for too long, and remove what is left of it.
+
+        :returns: whether it is over now.
+        """
+        record, transfer, now = job.record, job.transfer, self._ctx.clock.now()
+        if transfer.direction != "receive" or job.id in self._receiving:
+            return False
+        if record.staging:
+            if now < record.updated_at + self._config.keep_days * _DAY_S:
+                return False
+            await self._ctx.run_blocking(remove_staging, Path(transfer.destination), record.staging)
+            job.note(staging="")
+            reason = f"{transfer.device_name} did not go on with it."
+        elif record.expires_at is None or now < record.expires_at:
+            return False
+        else:
+            reason = f"{transfer.device_name} did not send it in time."
+        if transfer.state.terminal:
+            job.change(resumable=False)
+        else:
+            job.end(TransferState.FAILED, reason=reason)
+        return True
+
+    # What follows is used by one conversation.
+
+    async def decide(self, device: RemoteDevice, offer: Offered) -> tuple[Job, Admission] | Refused | AlreadyReceived:
+        """Let an offer in or not."""
+        for past in self._store.history:
+            if past.id == offer.transfer_id:
+                if (past.direction, past.device_id) != ("receive", device.device_id):
+                    return Refused(Refusal.POLICY, "That transfer id is in use.")
+                if past.state is TransferState.COMPLETED:
+                    return AlreadyReceived()
+                return Refused(
+                    Refusal.CANCELLED if past.state is TransferState.CANCELLED else Refusal.POLICY, past.reason
+                )
+        job = self._jobs.get(offer.transfer_id)
+        if job is None:
+            return await self._admit_new(device, offer)
+        if (job.transfer.direction, job.transfer.device_id) != ("receive", device.device_id):
+            return Refused(Refusal.POLICY, "That transfer id is in use.")
+        return await self._admit_again(job, offer)
+
+    async def _admit_new(self, device: RemoteDevice, offer: Offered) -> tuple[Job, Admission] | Refused:
+        if offer.purpose != "send":
+            return Refused(Refusal.POLICY, "Nobody has agreed to this transfer.")
+        if self._config.accept != "always" or (device.trust.access or 0) < Access.TRUSTED:
+            return Refused(Refusal.POLICY, "This device takes no files without being asked.")
+        active = sum(job.transfer.device_id == device.device_id for job in map(self._jobs.get, self._receiving) if job)
+        if active >= _MAX_ACTIVE_PER_DEVICE:
+            return Refused(Refusal.BUSY, "Too many transfers at once.")
+        transfer = Transfer(
+            id=offer.transfer_id,
+            direction="receive",
+            device_id=device.device_id,
+            device_name=device.name,
+            purpose=offer.purpose,
+            state=TransferState.OFFERING,
+            destination=str(self._ctx.downloads_dir),
+            created_at=self._ctx.clock.now(),
+        )
+        job = self._jobs[offer.transfer_id] = Job(self._ctx, JobRecord(transfer=transfer))
+        try:
+            return await self._begin(job, offer)
+        except BaseException:
+            self._jobs.pop(offer.transfer_id, None)
+            raise
+
+    async def _admit_again(self, job: Job, offer: Offered) -> tuple[Job, Admission] | Refused:
+        record = job.record
+        if offer.purpose != job.transfer.purpose:
+            return Refused(Refusal.POLICY, "Nobody has agreed to this transfer.")
+        if record.max_bytes is not None and offer.total_bytes > record.max_bytes:
+            return Refused(Refusal.TOO_LARGE, "It is larger than what was agreed to.")
+        if not record.staging and record.expires_at is not None and self._ctx.clock.now() >= record.expires_at:
+            return Refused(Refusal.POLICY, "It comes too late.")
+        running = self._receiving.get(job.id)
+        if running is not None:
+            # The sender has noticed a lost connection before we did.
+            running.abandon()
+            with anyio.move_on_after(_TAKE_OVER_TIMEOUT_S):
+                await job.idle.wait()
+            if job.id in self._receiving or job.id not in self._jobs:
+                return Refused(Refusal.BUSY, "An earlier attempt is still being ended.")
+        if job.transfer.state is TransferState.CANCELLED and job.cancel_reason is not None:
+            return Refused(Refusal.CANCELLED, job.transfer.reason)
+        return await self._begin(job, offer)
+
+    async def _begin(self, job: Job, offer: Offered) -> tuple[Job, Admission]:
+        roots = list(dict.fromkeys(item.path[0] for item in offer.items))
+        digest = blake3("\0".join(roots).encode()).digest()
+        name = staging_name(offer.transfer_id.hex)
+        fresh = not job.record.staging
+        adopt = await self._adopt(job, digest) if fresh else None
+        job.idle = anyio.Event()
+        job.change(
+            state=TransferState.OFFERING,
+            name=roots[0] if len(roots) == 1 else f"{len(roots)} items",
+            items=sum(not item.directory for item in offer.items),
+            total_bytes=offer.total_bytes,
+            resumable=False,
+            ended_at=None,
+            reason="",
+        )
+        job.note(roots=digest, staging=name, updated_at=self._ctx.clock.now())
+        await self._store.save(job.record)
+
+        def room(landing: Landing, missing: int) -> None:
+            self._check_room(job.id, landing, missing)
+
+        return job, Admission(Path(job.transfer.destination), name, adopt, fresh, room)
+
+    async def _adopt(self, job: Job, roots: bytes) -> str | None:
+        """Find what an earlier transfer of the same things has left."""
+        for other in list(self._jobs.values()):
+            past = other.transfer
+            if (
+                past.resumable
+                and other.record.staging
+                and other.record.roots == roots
+                and (past.device_id, past.destination) == (job.transfer.device_id, job.transfer.destination)
+                and other.id not in self._receiving
+                and other is not job
+            ):
+                staging = other.record.staging
+                other.note(staging="")
+                other.change(resumable=False)
+                del self._jobs[other.id]
+                await self._store.archive(other.transfer)
+                return staging
+        return None
+
+    def _check_room(self, transfer_id: uuid.UUID, landing: Landing, missing: int) -> None:
+        """Runs in a thread; what others were promised only ever shrinks."""
+        promised = sum(
+            amount
+            for other, (file_system, amount) in list(self._promised.items())
+            if other != transfer_id and file_system == landing.file_system
+        )
+        free = landing.free_bytes() - promised - self._config.min_free_bytes
+        if missing > free:
+            raise DiskFullError("There is not enough room on the receiver's disk.")
+        self._promised[transfer_id] = (landing.file_system, missing)
+
+    async def settle(self, job: Job, received: Received) -> None:
+        """Note for good that everything is in place."""
+        paths = tuple(str(Path(job.transfer.destination) / name) for name in received.names)
+        if received.failed:
+            reason = f"{received.failed} of {job.transfer.items} files could not be read by their sender."
+            job.end(TransferState.FAILED, reason=reason, paths=paths)
+        else:
+            job.end(TransferState.COMPLETED, paths=paths)
+        job.note(staging="")
+        await self._store.archive(job.transfer)
+        self._jobs.pop(job.id, None)
+
+
+class _Conversation:
+    """One stream's way through `Incoming`."""
+
+    def __init__(self, incoming: Incoming, device: RemoteDevice) -> None:
+        self._incoming = incoming
+        self._device = device
+        self.job: Job | None = None
+        self.receiving: Receiving | None = None
+
+    async def decide(self, offer: Offered) -> Admission | Refused | AlreadyReceived:
+        decision = await self._incoming.decide(self._device, offer)
+        if not isinstance(decision, tuple):
+            return decision
+        self.job, admission = decision
+        assert self.receiving is not None
+        self._incoming._receiving[self.job.id] = self.receiving
+        return admission
+
+    def observe(self, state: TransferState, done_bytes: int, done_items: int) -> None:
+        if self.job is not None:
+            self.job.progress(state, done_bytes, done_items)
+            file_system, _ = self._incoming._promised.get(self.job.id, (0, 0))
+            if state is TransferState.TRANSFERRING:
+                self._incoming._promised[self.job.id] = (file_system, self.job.transfer.total_bytes - done_bytes)
+
+    async def settle(self, received: Received) -> None:
+        assert self.job is not None
+        await self._incoming.settle(self.job, received)
+
+    def conclude(self, outcome: ReceiveOutcome) -> None:
+        job = self.job
+        if job is None:
+            return
+        name = self._device.name
+        match outcome:
+            case PeerCancelled():
+                self._end(job, TransferState.CANCELLED, f"{name} cancelled it.")
+            case PeerFailed():
+                self._end(job, TransferState.FAILED, f"{name}: {outcome.reason}")
+            case Refused():
+                self._end(job, TransferState.FAILED, outcome.reason)
+            case Cancelled():
+                self._end(job, TransferState.CANCELLED, job.cancel_reason or "")
+
+    def fail(self, error: NetworkingError) -> None:
+        if self.job is None:
+            logger.info("An offer of files from %s came to nothing: %s", self._device.name, error.detail)
+        elif not is_transient(error):
+            self._end(self.job, TransferState.FAILED, error.detail)
+
+    def _end(self, job: Job, state: TransferState, reason: str) -> None:
+        kept = self.receiving is not None and self.receiving.kept
+        if not kept:
+            job.note(staging="")
+        job.end(state, reason=reason, resumable=kept)
+
+    def leave(self) -> None:
+        job = self.job
+        if job is None:
+            return
+        if self._incoming._receiving.get(job.id) is self.receiving:
+            del self._incoming._receiving[job.id]
+        self._incoming._promised.pop(job.id, None)
+        if not job.transfer.state.terminal:
+            job.enter(TransferState.WAITING, reason=f"{self._device.name} is away.")
+        job.idle.set()

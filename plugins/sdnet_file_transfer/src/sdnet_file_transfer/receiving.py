@@ -1,0 +1,327 @@
+"""The receiving end of one transfer's stream."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from sdnet_core.errors import ConnectionFailedError, NetworkingError, ProtocolError, StorageError
+
+from . import messages as m
+from .conversation import LAST_WORDS_TIMEOUT_S, Conversation, RecordStream, is_transient
+from .landing import DiskFullError, Landing, MismatchError
+from .machine import Heartbeat, Offered, PeerCancelled, PeerFailed, ReceiverMachine, SentAll
+from .sending import Cancelled
+from .transfer import TransferState
+
+__all__ = ["Admission", "AlreadyReceived", "ReceiveOutcome", "Received", "Receiving", "Refused"]
+
+logger = logging.getLogger(__name__)
+
+_QUEUED_RECORDS = 4
+"""Records in memory that came and are not written yet; the sender waits then."""
+_OFFER_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The offer is taken.
+
+    :param name: of the private folder below ``destination``.
+    :param adopt: see `Landing`.
+    :param room: told the landing and the bytes still to come: raises `DiskFullError` when there is no room for them.
+    """
+
+    destination: Path
+    name: str
+    adopt: str | None
+    fresh: bool
+    room: Callable[[Landing, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The offer is not taken.
+
+    :param code: one of `messages.Refusal`.
+    """
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyReceived:
+    """This very transfer was received whole before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Everything that came is in place.
+
+    :param names: what it was put under, in the destination.
+    :param failed: files that did not come.
+    """
+
+    names: tuple[str, ...]
+    failed: int
+
+
+ReceiveOutcome: TypeAlias = Received | PeerCancelled | PeerFailed | Refused | AlreadyReceived | Cancelled
+
+
+class Receiving(Conversation):
+    """Receives one transfer from one stream.
+
+    :param decide: asked about the offer.
+    :param observe: told of each new state, and of the bytes and files done.
+    :param settle: called when everything is in place and before the sender is told: makes that lasting.
+    """
+
+    def __init__(
+        self,
+        stream: RecordStream,
+        *,
+        run_blocking: Callable[..., Any],
+        decide: Callable[[Offered], Awaitable[Admission | Refused | AlreadyReceived]],
+        observe: Callable[[TransferState, int, int], None],
+        settle: Callable[[Received], Awaitable[None]],
+    ) -> None:
+        super().__init__(stream)
+        self._machine = ReceiverMachine()
+        self._run_blocking = run_blocking
+        self._decide = decide
+        self._observe = observe
+        self._settle = settle
+        self._landing: Landing | None = None
+        self._outcome: ReceiveOutcome | None = None
+        self._tasks: TaskGroup | None = None
+        self._syncing: anyio.Event | None = None
+        self._stream_error: NetworkingError | None = None
+        self.kept = False
+        """After `run`: whether something that has arrived is kept for another attempt."""
+
+    async def run(self) -> ReceiveOutcome:
+        """Receive the offer, have it decided, receive the files.
+
+        What has arrived is kept for another attempt unless the sender broke the rules or we cancelled.
+
+        :raises ConnectionFailedError: the stream ended before everything was there.
+        :raises NetworkTimeoutError: nothing moved for a long time.
+        :raises ProtocolError: the sender does not keep to the protocol, or lied about a hash; it was told.
+        :raises StorageError: the disk is full or failed; the sender was told.
+        """
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks, self.scope = tasks, tasks.cancel_scope
+                tasks.start_soon(self._guard, self._converse)
+                tasks.start_soon(self._guard, self._heartbeat)
+                tasks.start_soon(self._guard, self._await_cancel)
+            await self._say_last()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._let_go()
+        if self._outcome is None:
+            self._raise_error()
+        assert self._outcome is not None
+        return self._outcome
+
+    async def _converse(self) -> None:
+        offer = await self._take_offer()
+        if isinstance(offer, PeerCancelled | PeerFailed):
+            self._outcome = offer
+        else:
+            decision = await self._decide(offer)
+            if isinstance(decision, Admission):
+                await self._take_files(offer, decision)
+            elif isinstance(decision, Refused):
+                self._outcome = decision
+                await self._send(self._machine.reject(decision.code, decision.reason))
+            else:
+                self._outcome = decision
+                await self._send(self._machine.already_complete())
+        self.scope.cancel()
+
+    async def _take_offer(self) -> Offered | PeerCancelled | PeerFailed:
+        try:
+            with anyio.fail_after(_OFFER_TIMEOUT_S):
+                while True:
+                    record = await self._receive()
+                    event = await self._run_blocking(self._machine.receive, record)
+                    if isinstance(event, Offered | PeerCancelled | PeerFailed):
+                        return event
+        except TimeoutError:
+            raise ProtocolError("The sender did not say in time what it wants to send.") from None
+
+    async def _take_files(self, offer: Offered, admission: Admission) -> None:
+        self._observe(TransferState.OFFERING, 0, 0)
+        try:
+            resume = await self._run_blocking(self._prepare, offer, admission)
+        except DiskFullError as error:
+            self._outcome = Refused(m.Refusal.NO_SPACE, error.detail)
+            await self._send(self._machine.reject(m.Refusal.NO_SPACE, error.detail))
+            return
+        except StorageError as error:
+            await self._send(self._machine.reject(m.Refusal.STORAGE, "The receiver cannot use its folder."))
+            raise error
+        for record in self._machine.accept(resume):
+            await self._send(record)
+        give, take = anyio.create_memory_object_stream[bytes](_QUEUED_RECORDS)
+        assert self._tasks is not None
+        self._tasks.start_soon(self._guard, self._shovel, give)
+        with take:
+            await self._write(take)
+
+    def _prepare(self, offer: Offered, admission: Admission) -> list[m.ItemResume]:
+        landing = Landing(
+            admission.destination, admission.name, offer.items, adopt=admission.adopt, fresh=admission.fresh
+        )
+        self._landing = landing
+        resume = landing.verify()
+        admission.room(landing, offer.total_bytes - landing.done_bytes)
+        return resume
+
+    async def _shovel(self, give: MemoryObjectSendStream[bytes]) -> None:
+        """Receive records while earlier ones are hashed and written."""
+        with give:
+            while True:
+                try:
+                    record = await self._receive()
+                except NetworkingError as error:  # after the records before it, among which may be the last
+                    self._stream_error = error
+                    return
+                try:
+                    await give.send(record)
+                except anyio.BrokenResourceError:  # nobody writes any more
+                    return
+
+    async def _write(self, take: MemoryObjectReceiveStream[bytes]) -> None:
+        landing = self._landing
+        assert landing is not None
+        self._observe(TransferState.TRANSFERRING, landing.done_bytes, landing.done_items)
+        while True:
+            try:
+                records = [await take.receive()]
+            except anyio.EndOfStream:
+                raise self._stream_error or ConnectionFailedError("The connection was lost.") from None
+            with contextlib.suppress(anyio.WouldBlock):
+                while True:
+                    records.append(take.receive_nowait())
+            event, descriptor = await self._run_blocking(self._ingest, landing, records)
+            self._observe(TransferState.TRANSFERRING, landing.done_bytes, landing.done_items)
+            if descriptor is not None:
+                await self._sync_behind(descriptor)
+            if isinstance(event, SentAll):
+                await self._finish(landing)
+                return
+            if event is not None:
+                self._outcome = event
+                return
+
+    def _ingest(
+        self, landing: Landing, records: list[bytes]
+    ) -> tuple[SentAll | PeerCancelled | PeerFailed | None, int | None]:
+        """Check, hash and write some records; runs in a thread."""
+        ended = None
+        for record in records:
+            if record[0] == m.DATA:
+                for chunk in self._machine.chunks(record):
+                    landing.write(chunk)
+                continue
+            event = self._machine.receive(record)
+            if isinstance(event, SentAll | PeerCancelled | PeerFailed):
+                ended = event
+                break
+            if not isinstance(event, Heartbeat):
+                raise ProtocolError("The sender repeated its offer.")
+        landing.flush()
+        return ended, landing.take_sync()
+
+    async def _sync_behind(self, descriptor: int) -> None:
+        """Bring a growing file to the disk while more of it comes; wait if the disk is not done with the last time."""
+        if self._syncing is not None:
+            await self._syncing.wait()
+        self._syncing = anyio.Event()
+        assert self._tasks is not None
+        self._tasks.start_soon(self._guard, self._sync, descriptor, self._syncing)
+
+    async def _sync(self, descriptor: int, done: anyio.Event) -> None:
+        try:
+            await self._run_blocking(_sync_and_close, descriptor)
+        finally:
+            done.set()
+
+    async def _finish(self, landing: Landing) -> None:
+        self._observe(TransferState.VERIFYING, landing.done_bytes, landing.done_items)
+        with anyio.CancelScope(shield=True):
+            await self._run_blocking(landing.finish)
+            received = Received(tuple(landing.landed_names), landing.failed)
+            await self._settle(received)
+            self._outcome = received
+            await self._run_blocking(landing.discard)
+        self._landing = None
+        await self._send(self._machine.acknowledge(received.failed))
+
+    async def _await_cancel(self) -> None:
+        await self._cancelled.wait()
+        if self._outcome is None:
+            self._outcome = Cancelled()
+        self.scope.cancel()
+
+    async def _say_last(self) -> None:
+        """Tell the sender how it ended, and wait until it has closed so that this is not lost."""
+        record: bytes | None = None
+        if isinstance(self._outcome, Cancelled):
+            record = m.encode_control(m.TransferCancel(reason=(self._cancel_reason or "")[: m.MAX_REASON_LENGTH]))
+        elif self._outcome is None and isinstance(self._error, NetworkingError):
+            if is_transient(self._error):
+                return
+            record = m.encode_control(_failure(self._error))
+        with anyio.move_on_after(LAST_WORDS_TIMEOUT_S):
+            try:
+                if record is not None:
+                    await self._stream.send_record(record)
+                await self._stream.send_eof()
+                while True:
+                    await self._stream.receive_record()
+            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+                pass
+
+    async def _let_go(self) -> None:
+        landing, self._landing = self._landing, None
+        if landing is None:
+            return
+        unwanted = isinstance(self._error, ProtocolError) or isinstance(self._outcome, Cancelled | Received)
+        self.kept = not unwanted and landing.done_bytes > 0
+        try:
+            await self._run_blocking(landing.close if self.kept else landing.discard)
+        except StorageError as error:
+            logger.warning("%s", error)
+
+
+def _sync_and_close(descriptor: int) -> None:
+    try:
+        os.fdatasync(descriptor)
+    except OSError as error:
+        raise StorageError(f"The disk could not take what was sent: {error.strerror}.") from error
+    finally:
+        os.close(descriptor)
+
+
+def _failure(error: NetworkingError) -> m.TransferFailure:
+    if isinstance(error, DiskFullError):
+        return m.TransferFailure(code=m.Refusal.NO_SPACE, reason="The receiver's disk is full.")
+    if isinstance(error, StorageError):
+        return m.TransferFailure(code=m.Refusal.STORAGE, reason="The receiver could not write to its disk.")
+    if isinstance(error, MismatchError):
+        return m.TransferFailure(code=m.Refusal.MISMATCH, reason=error.detail[: m.MAX_REASON_LENGTH])
+    return m.TransferFailure(code=m.Refusal.PROTOCOL, reason=error.detail[: m.MAX_REASON_LENGTH])

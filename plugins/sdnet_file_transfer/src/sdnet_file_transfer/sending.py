@@ -1,0 +1,179 @@
+"""The sending end of one transfer's stream."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from sdnet_core.errors import TransportError
+
+from . import messages as m
+from .conversation import LAST_WORDS_TIMEOUT_S, Conversation, RecordStream
+from .machine import Accepted, Acknowledged, Heartbeat, PeerCancelled, PeerFailed, Rejected, SenderMachine
+from .source import Filled, Left, Manifest, SourceReader
+from .transfer import TransferState
+
+__all__ = ["Cancelled", "SendOutcome", "Sending"]
+
+_BUFFERS = 3
+"""Records in memory at once: one being read and hashed, one waiting, one being sealed and sent."""
+_LAST_WORDS_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The transfer was cancelled here, and the other side was told."""
+
+
+SendOutcome: TypeAlias = Acknowledged | Rejected | PeerCancelled | PeerFailed | Cancelled
+_Buffer: TypeAlias = bytearray
+
+
+class Sending(Conversation):
+    """Sends one manifest over one stream.
+
+    :param run_blocking: runs disk work off the event loop.
+    :param observe: told of each new state, and of the bytes and files done.
+    """
+
+    def __init__(
+        self,
+        stream: RecordStream,
+        transfer_id: uuid.UUID,
+        purpose: str,
+        manifest: Manifest,
+        *,
+        run_blocking: Callable[..., Any],
+        observe: Callable[[TransferState, int, int], None],
+    ) -> None:
+        super().__init__(stream)
+        self._machine = SenderMachine(transfer_id, purpose, manifest.items)
+        self._manifest = manifest
+        self._run_blocking = run_blocking
+        self._observe = observe
+        self._accepted = anyio.Event()
+        self._asking = anyio.CancelScope()
+        self._talked = anyio.Event()
+        self._stop = False
+        self._resume: Accepted | None = None
+        self._outcome: SendOutcome | None = None
+        self._reader: SourceReader | None = None
+        self._tasks: TaskGroup | None = None
+
+    @property
+    def failed(self) -> list[Left]:
+        """Files that could not be read."""
+        return [] if self._reader is None else self._reader.failed
+
+    async def run(self) -> SendOutcome:
+        """Offer, send, wait until everything is in place over there.
+
+        :raises ConnectionFailedError: the stream ended before that.
+        :raises NetworkTimeoutError: nothing moved for a long time.
+        :raises ProtocolError: the other side does not keep to the protocol.
+        """
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks, self.scope = tasks, tasks.cancel_scope
+                tasks.start_soon(self._guard, self._listen)
+                tasks.start_soon(self._guard, self._talk)
+                tasks.start_soon(self._guard, self._heartbeat)
+                tasks.start_soon(self._guard, self._await_cancel)
+        finally:
+            self._stop = True
+            if self._reader is not None:
+                self._reader.close()
+        if self._outcome is None:
+            self._raise_error()
+        assert self._outcome is not None
+        return self._outcome
+
+    async def _listen(self) -> None:
+        while True:
+            event = self._machine.receive(await self._receive())
+            if isinstance(event, Accepted):
+                self._resume = event
+                self._accepted.set()
+            elif event is not None and not isinstance(event, Heartbeat):
+                self._outcome = event
+                self.scope.cancel()
+                return
+
+    async def _talk(self) -> None:
+        try:
+            await self._say_everything()
+        except TransportError:
+            # A receiver that ends the transfer says why before it closes; that may be on its way.
+            with anyio.move_on_after(_LAST_WORDS_S):
+                await anyio.sleep_forever()
+            raise
+        finally:
+            self._talked.set()
+
+    async def _say_everything(self) -> None:
+        self._observe(TransferState.OFFERING, 0, 0)
+        for record in self._machine.start():
+            if self._stop:
+                return
+            await self._send(record)
+        with self._asking:
+            await self._accepted.wait()
+        if self._resume is None:
+            return
+        reader = self._reader = SourceReader(self._manifest, self._resume.resume, stop=lambda: self._stop)
+        self._observe(TransferState.TRANSFERRING, 0, 0)
+        await self._pump(reader)
+        if not self._stop:
+            self._observe(TransferState.VERIFYING, reader.done_bytes, reader.done_items)
+            await self._send(self._machine.complete(len(reader.failed)))
+
+    async def _pump(self, reader: SourceReader) -> None:
+        """Send records while the next ones are read and hashed."""
+        assert self._tasks is not None
+        give_empty, take_empty = anyio.create_memory_object_stream[_Buffer](_BUFFERS)
+        give_full, take_full = anyio.create_memory_object_stream[tuple[_Buffer, Filled]](_BUFFERS)
+        for _ in range(_BUFFERS):
+            give_empty.send_nowait(bytearray(m.MAX_RECORD_BYTES))
+        with give_empty, take_full:
+            self._tasks.start_soon(self._guard, self._fill, reader, take_empty, give_full)
+            async for buffer, filled in take_full:
+                if self._stop:
+                    return
+                await self._send(memoryview(buffer)[: filled.length])
+                self._observe(TransferState.TRANSFERRING, filled.done_bytes, filled.done_items)
+                with contextlib.suppress(anyio.BrokenResourceError):  # everything was read
+                    give_empty.send_nowait(buffer)
+
+    async def _fill(
+        self,
+        reader: SourceReader,
+        take_empty: MemoryObjectReceiveStream[_Buffer],
+        give_full: MemoryObjectSendStream[tuple[_Buffer, Filled]],
+    ) -> None:
+        with take_empty, give_full, contextlib.suppress(anyio.BrokenResourceError):  # nobody sends any more
+            async for buffer in take_empty:
+                filled = await self._run_blocking(reader.fill, buffer)
+                if not filled.length:
+                    return
+                await give_full.send((buffer, filled))
+
+    async def _await_cancel(self) -> None:
+        await self._cancelled.wait()
+        # A send that is cut off would break the stream, and the message behind it would not arrive.
+        self._stop = True
+        self._asking.cancel()
+        with anyio.move_on_after(LAST_WORDS_TIMEOUT_S):
+            await self._talked.wait()
+        self._outcome = Cancelled()
+        with anyio.move_on_after(LAST_WORDS_TIMEOUT_S):
+            await self._send(m.encode_control(m.TransferCancel(reason=self._cancel_reason or "")))
+            await self._stream.send_eof()
+            await anyio.sleep_forever()  # until the receiver closes, which `_listen` notices
+        self.scope.cancel()
