@@ -196,6 +196,7 @@ def load_config(
     plugins = document.pop("plugins", {})
     if not isinstance(plugins, dict):
         raise ConfigurationError(f"{paths.config_file}: [plugins] must be a table.")
+    plugins = {**plugins, **(overrides or {}).get("plugins", {})}
     unknown = document.keys() - _SECTIONS.keys()
     if unknown:
         raise ConfigurationError(f"{paths.config_file}: unknown section [{min(unknown)}].")

@@ -23,14 +23,11 @@ from .inbox import Inbox
 from .link import Link, LinkBrokenError
 from .machine import SendSequence, WindowFullError
 from .messages import MAX_SEQUENCE, Ack, Data, Notification, Outcome, Text
+from .settings import MessagingSettings
 
-__all__ = ["CONNECT_TIMEOUT_S", "Courier"]
+__all__ = ["Courier"]
 
 PROTOCOL_NAME = "messaging"
-CONNECT_TIMEOUT_S = 5.0
-"""How long a device that is away is waited for."""
-ACK_TIMEOUT_S = 10.0
-"""How long the acknowledgement of a message for the inbox may take before its link is given up."""
 ATTEMPTS = 2
 
 MakeMessage = Callable[[int, int], Data | Text | Notification]
@@ -49,11 +46,10 @@ class Courier:
     :param inbox: whose file also keeps our sequence numbers.
     """
 
-    def __init__(self, ctx: PluginContext, inbox: Inbox, *, connect_timeout_s: float, ack_timeout_s: float) -> None:
+    def __init__(self, ctx: PluginContext, inbox: Inbox, settings: MessagingSettings) -> None:
         self._ctx = ctx
         self._inbox = inbox
-        self._connect_timeout_s = connect_timeout_s
-        self._ack_timeout_s = ack_timeout_s
+        self._settings = settings
         self._tasks: TaskGroup | None = None
         self._links: dict[uuid.UUID, Link] = {}
         self._openings: dict[uuid.UUID, _Opening] = {}
@@ -128,7 +124,7 @@ class Courier:
             try:
                 message = make(sequence, min(sequence, sequences.below))
                 sent = True
-                return await link.deliver(message, timeout_s=timeout_s or self._ack_timeout_s)
+                return await link.deliver(message, timeout_s=timeout_s or self._settings.ack_timeout_s)
             except LinkBrokenError:
                 continue
             except TimeoutError:
@@ -172,12 +168,14 @@ class Courier:
             raise NotRunningError("Messaging is not running.")
         opening = self._openings[device.device_id] = _Opening()
         try:
-            stream = await self._ctx.open_stream(device.device_id, PROTOCOL_NAME, timeout_s=self._connect_timeout_s)
+            stream = await self._ctx.open_stream(
+                device.device_id, PROTOCOL_NAME, timeout_s=self._settings.connect_timeout_s
+            )
         except NetworkingError as error:
             opening.error = error
             raise
         else:
-            link = self._links[device.device_id] = Link(stream)
+            link = self._links[device.device_id] = Link(stream, idle_s=self._settings.idle_s)
             self._tasks.start_soon(self._run, device.device_id, link)
             return link
         finally:

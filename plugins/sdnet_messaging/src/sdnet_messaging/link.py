@@ -18,8 +18,6 @@ __all__ = ["FrameWriter", "Link", "LinkBrokenError"]
 
 logger = logging.getLogger(__name__)
 
-IDLE_S = 60.0
-"""A link on which nothing was asked for so long is closed; well before the other side's gate would end it."""
 MAX_JOINED_BYTES = 64 << 10
 """Messages that wait together go as one record up to this size."""
 CLOSE_TIMEOUT_S = 1.0
@@ -88,10 +86,11 @@ class _Waiter:
 class Link:
     """Our side of a stream: asks, and matches answers to what was asked.
 
+    :param idle_s: closes itself when nothing was asked for so long.
     :ivar broken: whether nothing can be asked any more.
     """
 
-    def __init__(self, stream: PeerStream, *, idle_s: float = IDLE_S) -> None:
+    def __init__(self, stream: PeerStream, *, idle_s: float) -> None:
         self._stream = stream
         self._writer = FrameWriter(stream)
         self._waiting: dict[tuple[type[Reply], int], _Waiter] = {}

@@ -9,6 +9,7 @@ from sdnet_core import hookimpl
 
 if TYPE_CHECKING:
     import click
+    import msgspec
 
     from sdnet_core import PluginContext, ProtocolSpec, Route, ServiceSpec
 
@@ -23,12 +24,18 @@ class MessagingPlugin:
     _service: MessagingService
 
     @hookimpl
+    def sdnet_config(self) -> type[msgspec.Struct]:
+        from .settings import MessagingSettings
+
+        return MessagingSettings
+
+    @hookimpl
     def sdnet_services(self, ctx: PluginContext) -> Iterable[ServiceSpec]:
         from sdnet_core import ServiceSpec
 
         from .service import MessagingService
 
-        self._service = MessagingService(ctx)
+        self._service = MessagingService(ctx, ctx.config)
         return [ServiceSpec(name="messaging", run=self._service.run, api=self._service)]
 
     @hookimpl

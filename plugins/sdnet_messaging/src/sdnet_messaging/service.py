@@ -20,7 +20,7 @@ from sdnet_core.errors import (
     RefusedError,
 )
 
-from .courier import ACK_TIMEOUT_S, CONNECT_TIMEOUT_S, Courier
+from .courier import Courier
 from .inbox import Delivery, Inbox
 from .messages import (
     MAX_ACTIONS,
@@ -37,6 +37,7 @@ from .messages import (
     Text,
 )
 from .records import Choice, DataReceived, InboxMessage, NotificationReceived, Receipt, TextReceived
+from .settings import MessagingSettings
 
 __all__ = ["DataHandler", "MessagingService"]
 
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 HANDLER_TIMEOUT_S = 30.0
 """How long a data handler may take."""
+PING_TIMEOUT_S = 10.0
 MAX_LISTED = 1000
 """Messages given at once."""
 
@@ -55,20 +57,13 @@ _PROTOCOL_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 class MessagingService:
     """Sends to devices and keeps the inbox; other plugins get it with ``ctx.get_service(MessagingService)``.
 
-    :param connect_timeout_s: how long a device that is away is waited for.
-    :param ack_timeout_s: how long an acknowledgement may take before the connection counts as broken.
+    :param settings: the plugin's table in the configuration; defaults if None.
     """
 
-    def __init__(
-        self,
-        ctx: PluginContext,
-        *,
-        connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        ack_timeout_s: float = ACK_TIMEOUT_S,
-    ) -> None:
+    def __init__(self, ctx: PluginContext, settings: MessagingSettings | None = None) -> None:
         self._ctx = ctx
         self._inbox = Inbox(ctx)
-        self._courier = Courier(ctx, self._inbox, connect_timeout_s=connect_timeout_s, ack_timeout_s=ack_timeout_s)
+        self._courier = Courier(ctx, self._inbox, settings or MessagingSettings())
         self._handlers: dict[str, DataHandler] = {}
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
@@ -197,7 +192,7 @@ class MessagingService:
         _check_outcome(device, ack)
         return ack.response
 
-    async def ping(self, device_id: uuid.UUID, *, timeout_s: float = ACK_TIMEOUT_S) -> float:
+    async def ping(self, device_id: uuid.UUID, *, timeout_s: float = PING_TIMEOUT_S) -> float:
         """Measure the round trip to the other side's messaging plugin.
 
         :returns: seconds.
