@@ -239,6 +239,8 @@ class ApiClient:
             raise ConnectionFailedError("The node closed the connection in the middle of an answer.") from error
         if len(text) > _MAX_ANSWER_BYTES:
             raise SerializationError("The node's answer is too long.")
+        if response.length:
+            raise ConnectionFailedError("The node closed the connection in the middle of an answer.")
         if response.status >= http.client.BAD_REQUEST:
             raise ApiError.from_problem(_decode(text) if kind == PROBLEM_TYPE else None, response.status)
         return _decode(text) if text else None

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from starlette.types import ASGIApp
 
+from sdnet_core.config import Config, load_config
 from sdnet_core.core import NetworkingCore
 from sdnet_core.daemon.app import create_app
 
@@ -161,3 +164,14 @@ def api_of() -> Callable[[NetworkingCore], Api]:
         return Api(create_app(core, stop=stopping.set, stopping=stopping), stopping)
 
     return make
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Iterator[Config]:
+    """Paths of the instance "work" below temporary folders; the runtime directory does not exist yet."""
+    # pytest's own temporary folders may be too deep for a socket's path.
+    with tempfile.TemporaryDirectory(prefix="sdnet-", dir="/tmp") as short:
+        environ = {"SDNET_HOME": str(tmp_path), "XDG_RUNTIME_DIR": short}
+        found = load_config("work", environ=environ)
+        assert found.paths.runtime.parent == Path(short)
+        yield found
