@@ -32,20 +32,23 @@ class MessagingHandler(ProtocolHandler):
         messages = stream.messages(max_bytes=MAX_MESSAGE_BYTES)
         writer = FrameWriter(stream)
         failure: NetworkingError | None = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._write, writer, tasks.cancel_scope)
-            async with anyio.create_task_group() as under_way:
-                room = anyio.Semaphore(MAX_UNDER_WAY)
-                try:
-                    while (message := await _receive(messages)) is not None:
-                        await room.acquire()
-                        # Taken here, in the order of arrival; the task only waits for what becomes of it.
-                        accepted = message if isinstance(message, Data) else self._accept(device, message)
-                        under_way.start_soon(self._settle, device, accepted, writer, room)
-                except NetworkingError as error:
-                    failure = error
-                    tasks.cancel_scope.cancel()
-            writer.end()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._write, writer, tasks.cancel_scope)
+                async with anyio.create_task_group() as under_way:
+                    room = anyio.Semaphore(MAX_UNDER_WAY)
+                    try:
+                        while (message := await _receive(messages)) is not None:
+                            await room.acquire()
+                            # Taken here, in the order of arrival; the task only waits for what becomes of it.
+                            accepted = message if isinstance(message, Data) else self._accept(device, message)
+                            under_way.start_soon(self._settle, device, accepted, writer, room)
+                    except NetworkingError as error:
+                        failure = error
+                        tasks.cancel_scope.cancel()
+                writer.end()
+        finally:
+            writer.abandon()
         if failure is not None:
             # Raised out here, where it is no group: for the other side's garbage the stream is reset, and that is all.
             raise failure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import anyio
@@ -234,8 +234,10 @@ class MessagingService:
             raise InvalidRequestError("A message's number is 0 or higher.")
         return await self._inbox.messages(since, unread_only=unread_only, limit=limit)
 
-    async def listen(self, since: int | None = None) -> AsyncIterator[InboxMessage]:
+    async def listen(self, since: int | None = None) -> AsyncGenerator[InboxMessage, None]:
         """Give messages as they come, for ever; none is left out however slow the listener is.
+
+        Close it in the end: ``async with aclosing(messaging.listen()) as messages: async for message in messages``.
 
         :param since: begin with those that have higher numbers than this; None for new ones only.
         """
