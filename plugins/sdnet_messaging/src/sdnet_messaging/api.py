@@ -41,7 +41,7 @@ class _NotificationBody(msgspec.Struct, forbid_unknown_fields=True):
 
 class _ReadBody(msgspec.Struct, forbid_unknown_fields=True):
     ids: Annotated[list[uuid.UUID], msgspec.Meta(max_length=MAX_LISTED)] | None = None
-    up_to: Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)] | None = None
+    up_to: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] | None = None
 
 
 class MessagingApi:
