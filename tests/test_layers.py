@@ -28,7 +28,7 @@ LAYERS = [
     {"session"},
     {"devices"},
     {"protocols"},
-    {"commands", "context", "core", "hookspecs", "node_plugins", "node_store", "plugins"},
+    {"commands", "context", "core", "hookspecs", "node_plugins", "node_store", "plugins", "preview"},
     {"bridge", "testing"},
     {"daemon"},
     {"cli"},
