@@ -371,8 +371,18 @@ async def main():
         stream = await trio.open_tcp_stream("127.0.0.1", int(b.addresses[0].rsplit("/", 1)[1]))
         await stream.send_all(b"GET / HTTP/1.1\\r\\n\\r\\n" * 100)
         await stream.aclose()
+        async def echo(stream):
+            async for data in stream:
+                await stream.send(data)
+
+        b.set_stream_handler("/echo/1", echo)
         for _ in range(3):
             await a.dial(b.peer_id, b.addresses)
+            stream = await a.open_stream(b.peer_id, ["/echo/1"])
+            await stream.send(b"x")
+            await stream.receive()
+            other = await a.open_stream(b.peer_id, ["/echo/1"])
+            await other.reset()
             try:
                 await a.open_stream(b.peer_id, ["/none/1"])
             except NetworkingError:

@@ -108,6 +108,7 @@ class Connection(SwarmConn):
         self.opened_at = trio.current_time()
         self.generation = 0
         self._handlers = trio.CancelScope()
+        muxed_conn.on_fail = self._handlers.cancel  # type: ignore[attr-defined]
 
     @property
     def peer_id(self) -> ID:

@@ -359,6 +359,10 @@ def _guarded(protocol: str, handler: StreamHandler) -> Callable[[INetStream], Co
             return
         try:
             await handler(Libp2pStream(muxed, connection, protocol))
+        except (anyio.BrokenResourceError, anyio.EndOfStream, anyio.IncompleteRead) as exc:
+            # The peer's doing, not the handler's.
+            logger.debug("a stream of %s from %s broke off: %r", protocol, connection.peer_id, exc)
+            muxed.abort()
         except Exception:
             logger.exception("The handler of %s failed.", protocol)
             muxed.abort()

@@ -15,23 +15,32 @@ from sdnet_core.swarm import _fastecdsa as _fastecdsa
 
 # isort: split
 import logging
-import struct
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
-from libp2p.abc import IMuxedConn, IMuxedStream, ISecureConn
+from libp2p.abc import IMuxedConn, ISecureConn
 from libp2p.connection_types import ConnectionType
 from libp2p.peer.id import ID
-from libp2p.stream_muxer.exceptions import (
-    MuxedConnUnavailable,
-    MuxedStreamClosed,
-    MuxedStreamEOF,
-    MuxedStreamError,
-    MuxedStreamReset,
-)
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamError
 from multiaddr import Multiaddr
+
+from .yamux_stream import (
+    ACK,
+    DATA,
+    FIN,
+    GO_AWAY,
+    GO_AWAY_NORMAL,
+    HEADER,
+    MAX_QUEUED_BYTES,
+    NOISE_PLAINTEXT_BYTES,
+    PING,
+    RST,
+    SYN,
+    WINDOW_UPDATE,
+    YamuxStream,
+)
 
 __all__ = ["PROTOCOL_ID", "Yamux", "YamuxStream"]
 
@@ -39,225 +48,12 @@ logger = logging.getLogger(__name__)
 
 PROTOCOL_ID = "/yamux/1.0.0"
 
-_HEADER = struct.Struct("!BBHII")  # version, type, flags, stream id, length
-_DATA, _WINDOW_UPDATE, _PING, _GO_AWAY = range(4)
-_SYN, _ACK, _FIN, _RST = 1, 2, 4, 8
-_GO_AWAY_NORMAL, _GO_AWAY_PROTOCOL_ERROR = 0, 1
-
-_INITIAL_WINDOW = 256 * 1024
-_MAX_WINDOW = 4 * 1024 * 1024
-_MAX_SEND_WINDOW = 2**32 - 1
-_NOISE_PLAINTEXT_BYTES = 65_519
-"""Most plaintext in one Noise message: 65,535 bytes less the 16 of the authentication tag."""
-_MAX_PAYLOAD_BYTES = _NOISE_PLAINTEXT_BYTES - _HEADER.size
-_MAX_QUEUED_BYTES = 4 * _NOISE_PLAINTEXT_BYTES
-"""Data frames that wait for the socket; a writer waits while there are more."""
 _MAX_QUEUED_CONTROL_FRAMES = 4096
 """A peer that makes us answer without reading the answers is cut off here."""
 _GROWTH_BUDGET_BYTES = 32 * 1024 * 1024
 """What all streams of one connection together may grow their receive windows by."""
-_COALESCE_BYTES = 4096
 _FLUSH_S = 0.25
 _LINGER_S = 60.0
-
-
-class YamuxStream(IMuxedStream):
-    """One stream. One task may read while another writes."""
-
-    def __init__(self, conn: Yamux, stream_id: int) -> None:
-        self.muxed_conn = conn
-        self.conn = conn
-        self.stream_id = stream_id
-        self.send_window = _INITIAL_WINDOW
-        self.recv_window = _INITIAL_WINDOW
-        self._target_window = _INITIAL_WINDOW
-        self._consumed = 0
-        self._last_grant = trio.current_time()
-        self._chunks: deque[bytearray | bytes] = deque()
-        self._head = 0
-        self._broken: str | None = None
-        self._fin_sent = False
-        self._fin_received = False
-        self._read_closed = False
-        self._readers = trio.lowlevel.ParkingLot()
-        self._writers = trio.lowlevel.ParkingLot()
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether nothing can be sent or received any more."""
-        return self._broken is not None or (self._fin_sent and self._fin_received)
-
-    async def read(self, n: int | None = None) -> bytes:
-        """Receive at least one and at most ``n`` bytes.
-
-        :raises MuxedStreamEOF: the other side has ended its direction and everything was read.
-        :raises MuxedStreamReset: the stream was reset, or its connection was lost.
-        :raises MuxedStreamClosed: we have closed it for reading.
-        """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while True:
-            if self._read_closed:
-                raise MuxedStreamClosed("The stream is closed for reading.")
-            if self._chunks:
-                data = self._take(n)
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                return data
-            if self._fin_received:
-                raise MuxedStreamEOF("The other side has ended the stream.")
-            if self._broken is not None:
-                raise MuxedStreamReset(self._broken)
-            await self._readers.park()
-
-    def _take(self, n: int | None) -> bytes:
-        chunk = self._chunks[0]
-        end = len(chunk) if n is None or n < 0 else min(len(chunk), self._head + n)
-        data = bytes(chunk[self._head : end])
-        if end == len(chunk):
-            self._chunks.popleft()
-            self._head = 0
-        else:
-            self._head = end
-        self._consumed += len(data)
-        if self._consumed * 2 >= self._target_window and not self._fin_received and self._broken is None:
-            self._grant()
-        return data
-
-    def _grant(self) -> None:
-        """Tell the peer about the room that reading has made, and grow the window of a fast stream."""
-        increment = self._consumed
-        now = trio.current_time()
-        if now - self._last_grant < 0.1 and self._target_window < _MAX_WINDOW:
-            growth = min(self._target_window, self.conn.growth_budget)
-            self.conn.growth_budget -= growth
-            self._target_window += growth
-            increment += growth
-        self._last_grant = now
-        self._consumed = 0
-        self.recv_window += increment
-        self.conn.queue_control(_WINDOW_UPDATE, 0, self.stream_id, increment)
-
-    async def write(self, data: bytes) -> None:
-        """Send all of ``data``. Cancelling sends some of it, in whole frames, and leaves the stream usable.
-
-        It returns when the last frame is queued for the socket.
-
-        :raises MuxedStreamReset: the stream was reset, or its connection was lost.
-        :raises MuxedStreamClosed: we have ended our direction.
-        """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        view = memoryview(data)
-        while True:
-            if self._broken is not None:
-                raise MuxedStreamReset(self._broken)
-            if self._fin_sent:
-                raise MuxedStreamClosed("The stream is closed for writing.")
-            if not view:
-                break
-            if self.send_window <= 0:
-                await self._writers.park()
-                continue
-            if self.conn.queued_bytes >= _MAX_QUEUED_BYTES:
-                await self.conn.room.park()
-                continue
-            size = min(len(view), self.send_window, _MAX_PAYLOAD_BYTES)
-            self.send_window -= size
-            self.conn.queue_data(self.stream_id, view[:size])
-            view = view[size:]
-            if view:
-                await trio.lowlevel.checkpoint()
-        await trio.lowlevel.cancel_shielded_checkpoint()
-
-    def finish(self) -> None:
-        """End our direction after everything written so far."""
-        if self._fin_sent or self._broken is not None:
-            return
-        self._fin_sent = True
-        self._writers.unpark_all()
-        self.conn.queue_end(_FIN, self.stream_id)
-        self._forget_if_done()
-
-    async def close(self) -> None:
-        """End our direction; what the other side sends can still be read."""
-        self.finish()
-        await trio.lowlevel.checkpoint()
-
-    def close_read(self) -> None:
-        """Take no more data; a peer that goes on sending is reset."""
-        if self._read_closed:
-            return
-        self._read_closed = True
-        self._chunks.clear()
-        self._readers.unpark_all()
-        if not self.is_closed:
-            self.conn.linger(self)
-
-    def abort(self, reason: str = "The stream was reset by this side.") -> None:
-        """Reset the stream: both directions end at once."""
-        if self.is_closed:
-            return
-        self.conn.queue_end(_RST, self.stream_id)
-        self._chunks.clear()
-        self.break_off(reason)
-
-    async def reset(self) -> None:
-        """Reset the stream; never raises anything but cancellation."""
-        self.abort()
-        await trio.lowlevel.checkpoint()
-
-    def break_off(self, reason: str) -> None:
-        """The stream is broken: wake everybody who waits on it. What has arrived can still be read."""
-        if self._broken is None:
-            self._broken = reason
-        self._readers.unpark_all()
-        self._writers.unpark_all()
-        self.conn.forget(self)
-
-    def feed(self, data: bytes) -> None:
-        """Data has come in, within the window."""
-        if self._read_closed:
-            self.abort("Data came in after the stream was closed.")
-        elif data and self._broken is None:
-            last = self._chunks[-1] if self._chunks else b""
-            if isinstance(last, bytearray) and len(last) < _COALESCE_BYTES:
-                last += data
-            else:
-                # Small pieces are joined, so that a window full of one-byte frames costs no more than its bytes.
-                self._chunks.append(bytearray(data) if len(data) < _COALESCE_BYTES else data)
-            self._readers.unpark_all()
-
-    def fin_received(self) -> None:
-        """The other side has ended its direction."""
-        self._fin_received = True
-        self._readers.unpark_all()
-        self._forget_if_done()
-
-    def credit(self, increment: int) -> None:
-        """The other side takes ``increment`` more bytes."""
-        self.send_window = min(self.send_window + increment, _MAX_SEND_WINDOW)
-        self._writers.unpark_all()
-
-    def give_back_growth(self) -> None:
-        """Return what the window has grown by to the connection's budget."""
-        self.conn.growth_budget += self._target_window - _INITIAL_WINDOW
-        self._target_window = _INITIAL_WINDOW
-
-    def _forget_if_done(self) -> None:
-        if self._fin_sent and self._fin_received:
-            self.conn.forget(self)
-
-    def set_deadline(self, ttl: int) -> None:
-        """Deadlines belong to the caller.
-
-        :raises NotImplementedError: always.
-        """
-        raise NotImplementedError("Use a cancel scope.")
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        """IP address and port of the peer, if known."""
-        return self.conn.get_remote_address()
-
-    async def __aenter__(self) -> YamuxStream:
-        return self
 
 
 class Yamux(IMuxedConn):
@@ -278,6 +74,7 @@ class Yamux(IMuxedConn):
         self.event_started = trio.Event()
         self.event_closed = trio.Event()
         self.on_close: Callable[[], Awaitable[Any]] | None = None
+        self.on_fail: Callable[[], None] | None = None
         self.failure: str | None = None
         self.streams: dict[int, YamuxStream] = {}
         self.growth_budget = _GROWTH_BUDGET_BYTES
@@ -343,7 +140,7 @@ class Yamux(IMuxedConn):
         stream = YamuxStream(self, self._next_id)
         self._next_id += 2
         self.streams[stream.stream_id] = stream
-        self.queue_control(_WINDOW_UPDATE, _SYN, stream.stream_id, 0)
+        self.queue_control(WINDOW_UPDATE, SYN, stream.stream_id, 0)
         return stream
 
     async def accept_stream(self) -> YamuxStream:
@@ -374,7 +171,7 @@ class Yamux(IMuxedConn):
         """Say good-bye, send what is queued if the peer takes it within a quarter of a second, and close."""
         with trio.CancelScope(shield=True):
             if self.failure is None:
-                self.queue_control(_GO_AWAY, 0, 0, _GO_AWAY_NORMAL)
+                self.queue_control(GO_AWAY, 0, 0, GO_AWAY_NORMAL)
                 with trio.move_on_after(_FLUSH_S):
                     while self.failure is None and (self._control or self._data or self._writing):
                         await self._flushed.park()
@@ -393,6 +190,9 @@ class Yamux(IMuxedConn):
         if self.failure is not None:
             return
         self.failure = reason
+        if self.on_fail is not None:
+            # Handlers are cancelled before their streams break under them.
+            self.on_fail()
         for stream in list(self.streams.values()):
             stream.break_off(reason)
         self.streams.clear()
@@ -413,12 +213,12 @@ class Yamux(IMuxedConn):
         if len(self._control) >= _MAX_QUEUED_CONTROL_FRAMES:
             self.fail("The peer does not read what it made us answer.")
             return
-        self._control.append(_HEADER.pack(0, kind, flags, stream_id, length))
+        self._control.append(HEADER.pack(0, kind, flags, stream_id, length))
         self._wake.unpark_all()
 
     def queue_data(self, stream_id: int, payload: memoryview) -> None:
         """Queue a data frame."""
-        frame = b"".join((_HEADER.pack(0, _DATA, 0, stream_id, len(payload)), payload))
+        frame = b"".join((HEADER.pack(0, DATA, 0, stream_id, len(payload)), payload))
         self._data.append(frame)
         self.queued_bytes += len(frame)
         self._wake.unpark_all()
@@ -427,11 +227,11 @@ class Yamux(IMuxedConn):
         """Queue a stream's orderly end or reset, behind its data."""
         if self.failure is not None:
             return
-        if self.queued_bytes >= 2 * _MAX_QUEUED_BYTES:
+        if self.queued_bytes >= 2 * MAX_QUEUED_BYTES:
             self.fail("The peer does not read what it made us answer.")
             return
-        self._data.append(_HEADER.pack(0, _WINDOW_UPDATE, flag, stream_id, 0))
-        self.queued_bytes += _HEADER.size
+        self._data.append(HEADER.pack(0, WINDOW_UPDATE, flag, stream_id, 0))
+        self.queued_bytes += HEADER.size
         self._wake.unpark_all()
 
     def _next_batch(self) -> bytes:
@@ -439,7 +239,7 @@ class Yamux(IMuxedConn):
         frames: list[bytes] = []
         size = 0
         for queue in (self._control, self._data):
-            while queue and size + len(queue[0]) <= _NOISE_PLAINTEXT_BYTES:
+            while queue and size + len(queue[0]) <= NOISE_PLAINTEXT_BYTES:
                 frame = queue.popleft()
                 frames.append(frame)
                 size += len(frame)
@@ -497,31 +297,31 @@ class Yamux(IMuxedConn):
                 if not self._body_left:
                     self._end_flags(self._body_stream, self._body_flags)
                     self._body_stream = None
-            elif len(data) - at < _HEADER.size:
+            elif len(data) - at < HEADER.size:
                 self._partial = data[at:]
                 return
             else:
-                self._frame(*_HEADER.unpack_from(data, at))
-                at += _HEADER.size
+                self._frame(*HEADER.unpack_from(data, at))
+                at += HEADER.size
 
     def _frame(self, version: int, kind: int, flags: int, stream_id: int, length: int) -> None:
-        if version != 0 or kind > _GO_AWAY:
+        if version != 0 or kind > GO_AWAY:
             self._violation("an unknown frame")
-        elif kind == _PING:
-            if flags & _SYN:
-                self.queue_control(_PING, _ACK, 0, length)
-        elif kind == _GO_AWAY:
+        elif kind == PING:
+            if flags & SYN:
+                self.queue_control(PING, ACK, 0, length)
+        elif kind == GO_AWAY:
             self._remote_going_away = True
         else:
             self._stream_frame(kind, flags, stream_id, length)
 
     def _stream_frame(self, kind: int, flags: int, stream_id: int, length: int) -> None:
         stream = self.streams.get(stream_id)
-        if flags & _SYN:
+        if flags & SYN:
             if not self._accept(stream_id):
                 return
             stream = self.streams.get(stream_id)
-        if kind == _WINDOW_UPDATE:
+        if kind == WINDOW_UPDATE:
             if stream is not None:
                 stream.credit(length)
                 self._end_flags(stream, flags)
@@ -545,12 +345,12 @@ class Yamux(IMuxedConn):
         self._last_inbound_id = stream_id
         self._prune_lingering()
         if self._inbound >= self._max_inbound:
-            self.queue_control(_WINDOW_UPDATE, _RST, stream_id, 0)
+            self.queue_control(WINDOW_UPDATE, RST, stream_id, 0)
             return True
         stream = YamuxStream(self, stream_id)
         self.streams[stream_id] = stream
         self._inbound += 1
-        self.queue_control(_WINDOW_UPDATE, _ACK, stream_id, 0)
+        self.queue_control(WINDOW_UPDATE, ACK, stream_id, 0)
         try:
             self._accept_send.send_nowait(stream)
         except trio.WouldBlock:
@@ -560,9 +360,9 @@ class Yamux(IMuxedConn):
     def _end_flags(self, stream: YamuxStream | None, flags: int) -> None:
         if stream is None:
             return
-        if flags & _FIN:
+        if flags & FIN:
             stream.fin_received()
-        if flags & _RST:
+        if flags & RST:
             stream.break_off("The stream was reset by the peer.")
 
     def _violation(self, what: str) -> None:
