@@ -155,7 +155,7 @@ def test_last_words_reach_the_log_also_after_a_rotation(config: Config) -> None:
         "from sdnet_core.config import LogSettings, load_config\n"
         "from sdnet_core.daemon.log import configure_logging\n"
         "configure_logging(replace(load_config(), log=LogSettings(max_bytes=4096)), foreground=False)\n"
-        "for n in range(60): logging.getLogger('x').info('a line of text, number %d', n)\n"
+        "for n in range(100): logging.getLogger('x').info('a line of text, number %d', n)\n"
         "print('said', flush=True); os.write(2, b'last words\\n')\n"
     )
     home = config.paths.data.parent.parent
