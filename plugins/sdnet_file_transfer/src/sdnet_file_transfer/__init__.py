@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .events import TransferCompleted, TransferEvent, TransferFailed, TransferProgress, TransferStarted
     from .plugin import FileTransferPlugin
     from .service import FileTransferService
+    from .source import Manifest, scan
     from .transfer import FileProblem, Transfer, TransferState
 
 _MODULES = {
@@ -20,6 +21,7 @@ _MODULES = {
     "FileTransferConfig": "config",
     "FileTransferPlugin": "plugin",
     "FileTransferService": "service",
+    "Manifest": "source",
     "Transfer": "transfer",
     "TransferCompleted": "events",
     "TransferEvent": "events",
@@ -27,6 +29,7 @@ _MODULES = {
     "TransferProgress": "events",
     "TransferStarted": "events",
     "TransferState": "transfer",
+    "scan": "source",
 }
 
 __all__ = [
@@ -34,6 +37,7 @@ __all__ = [
     "FileTransferConfig",
     "FileTransferPlugin",
     "FileTransferService",
+    "Manifest",
     "Transfer",
     "TransferCompleted",
     "TransferEvent",
@@ -41,6 +45,7 @@ __all__ = [
     "TransferProgress",
     "TransferStarted",
     "TransferState",
+    "scan",
 ]
 
 
