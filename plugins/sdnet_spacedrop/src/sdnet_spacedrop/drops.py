@@ -1,0 +1,302 @@
+"""The drops this device knows of, and what it keeps of them over a restart."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import msgspec
+
+from sdnet_core import PluginContext, RemoteDevice
+from sdnet_core.errors import NotFoundError, StorageError
+from sdnet_core.wire import decode, encode
+
+from . import messages as m
+from .events import SpacedropCompleted, SpacedropFailed
+from .machine import DropState, ReceiverMachine, Role, SenderMachine
+from .text import printable
+
+__all__ = ["Drop", "DropBook", "DropItem", "DropStatus"]
+
+logger = logging.getLogger(__name__)
+
+MAX_KEPT = 200
+"""Most drops kept that have ended; the oldest go first."""
+_FOLDER = "drops"
+
+
+class DropItem(msgspec.Struct, frozen=True):
+    """One of the files or folders offered; the name is safe to show."""
+
+    name: str
+    directory: bool
+    size_bytes: int
+    item_count: int
+
+
+class DropStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A drop as people and programs see it. Texts are safe to show; times are seconds since the epoch.
+
+    :param role: of this device: ``sender`` or ``receiver``.
+    :param state: as in `sdnet_spacedrop.DropState`.
+    :param sender_name: who sends, as the sender says; ``device_name`` is who it really comes from or goes to.
+    :param more_items: how many more there are at the top than ``items``.
+    :param item_count: all files and folders, inside folders too.
+    :param expires_at: until when it can be answered.
+    :param folder: where it goes at the receiver, once accepted.
+    :param paths: what was put there, once completed.
+    :param code: why it ended otherwise, as in `sdnet_spacedrop.messages.Refusal`.
+    :param by_peer: the other side ended it.
+    """
+
+    id: str
+    role: str
+    state: str
+    device_id: str
+    device_name: str
+    sender_name: str
+    message: str
+    items: tuple[DropItem, ...]
+    more_items: int
+    item_count: int
+    total_bytes: int
+    done_bytes: int = 0
+    rate_bytes_s: float = 0.0
+    asked: bool = False
+    created_at: float = 0.0
+    expires_at: float | None = None
+    answered_at: float | None = None
+    ended_at: float | None = None
+    folder: str | None = None
+    paths: tuple[str, ...] = ()
+    code: str = ""
+    reason: str = ""
+    by_peer: bool = False
+
+
+class _Saved(msgspec.Struct, frozen=True, kw_only=True):
+    status: DropStatus
+    request: bytes
+    folder: str | None
+    sources: tuple[str, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Drop:
+    """One drop, owned by the service.
+
+    :ivar conversation: counts the streams on which it was asked about; only the last one may end it.
+    :ivar folder: where it goes at the receiver.
+    :ivar sources: what is sent, at the sender.
+    :ivar answered: set when the answer may go out.
+    """
+
+    machine: SenderMachine | ReceiverMachine
+    device_id: uuid.UUID
+    device_name: str
+    created_at: float
+    expires_at: float | None = None
+    answered_at: float | None = None
+    ended_at: float | None = None
+    folder: str | None = None
+    paths: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    done_bytes: int = 0
+    rate_bytes_s: float = 0.0
+    asked: bool = False
+    conversation: int = 0
+    answered: anyio.Event = field(default_factory=anyio.Event)
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    _changed: anyio.Event = field(default_factory=anyio.Event)
+
+    @property
+    def id(self) -> uuid.UUID:
+        """The drop's id, also that of its file transfer."""
+        return self.machine.drop_id
+
+    @property
+    def state(self) -> DropState:
+        """Where it is."""
+        return self.machine.state
+
+    def notify(self) -> None:
+        """Wake those who watch."""
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
+
+    async def changes(self) -> AsyncIterator[DropStatus]:
+        """Its status now and after every change, until it has ended."""
+        while True:
+            changed = self._changed
+            status = self.status()
+            yield status
+            if DropState(status.state).ended:
+                return
+            await changed.wait()
+
+    def status(self) -> DropStatus:
+        """What there is to tell."""
+        request = self.machine.request
+        return DropStatus(
+            id=str(self.id),
+            role=str(self.machine.role),
+            state=str(self.state),
+            device_id=str(self.device_id),
+            device_name=self.device_name,
+            sender_name=printable(request.sender_name),
+            message=printable(request.message, multiline=True),
+            items=tuple(DropItem(printable(i.name), i.directory, i.size, i.item_count) for i in request.items),
+            more_items=request.more_items,
+            item_count=request.item_count,
+            total_bytes=request.total_bytes,
+            done_bytes=self.done_bytes,
+            rate_bytes_s=self.rate_bytes_s,
+            asked=self.asked,
+            created_at=self.created_at,
+            expires_at=self.expires_at if self.state is DropState.ASKING else None,
+            answered_at=self.answered_at,
+            ended_at=self.ended_at,
+            folder=None if self.folder is None else printable(self.folder),
+            paths=self.paths,
+            code=self.machine.code,
+            reason=self.machine.reason,
+            by_peer=self.machine.by_peer,
+        )
+
+
+class DropBook:
+    """All drops, by id: those that go on, and the last that have ended.
+
+    :param ctx: for the sealed store and the clock.
+    """
+
+    def __init__(self, ctx: PluginContext) -> None:
+        self._ctx = ctx
+        self._drops: dict[uuid.UUID, Drop] = {}
+
+    def __iter__(self) -> Iterator[Drop]:
+        return iter(tuple(self._drops.values()))
+
+    def get(self, drop_id: uuid.UUID) -> Drop | None:
+        """A drop by its whole id."""
+        return self._drops.get(drop_id)
+
+    def find(self, reference: str, *, among: Callable[[Drop], bool] = lambda drop: True) -> Drop:
+        """A drop by its id or a unique prefix of it.
+
+        :param among: which ones come into question.
+        :raises NotFoundError: none fits, or several do.
+        """
+        wanted = reference.strip().lower()
+        fitting = [drop for drop in self if wanted and str(drop.id).startswith(wanted) and among(drop)]
+        if len(fitting) == 1:
+            return fitting[0]
+        shown = printable(reference[:40])
+        if not fitting:
+            raise NotFoundError(f"There is no such drop: {shown!r}.")
+        names = ", ".join(str(drop.id)[:13] for drop in fitting[:5])
+        raise NotFoundError(f"Several drops begin with {shown!r}: {names}. Give more of the id.")
+
+    def add(self, machine: SenderMachine | ReceiverMachine, device: RemoteDevice, *, timeout_s: float) -> Drop:
+        """Enter a drop that waits for its answer."""
+        now = self._ctx.clock.now()
+        drop = Drop(
+            machine=machine,
+            device_id=device.device_id,
+            device_name=printable(device.name),
+            created_at=now,
+            expires_at=now + timeout_s,
+        )
+        self._drops[drop.id] = drop
+        return drop
+
+    async def conclude(self, drop: Drop) -> None:
+        """A drop has ended: date that, tell everybody, keep it, and forget the oldest ones.
+
+        Of an offer that nobody here said yes or no to, nothing is written to the disk.
+        """
+        now = self._ctx.clock.now()
+        machine = drop.machine
+        drop.ended_at = now
+        drop.rate_bytes_s = 0.0
+        drop.answered.set()
+        drop.notify()
+        about: dict[str, Any] = {
+            "role": str(machine.role),
+            "device_id": drop.device_id,
+            "device_name": drop.device_name,
+        }
+        if machine.state is DropState.COMPLETED:
+            total_bytes, folder = machine.request.total_bytes, drop.folder or ""
+            self._ctx.publish(SpacedropCompleted(drop_id=drop.id, total_bytes=total_bytes, folder=folder, **about))
+        elif machine.state is not DropState.REJECTED:
+            state, reason = str(machine.state), machine.reason
+            self._ctx.publish(SpacedropFailed(drop_id=drop.id, state=state, reason=reason, **about))
+        if machine.role is Role.SENDER or drop.answered_at is not None:
+            await self._try_save(drop)
+        await self._prune()
+
+    async def _prune(self) -> None:
+        over = [drop for drop in self if drop.ended_at is not None]
+        for drop in sorted(over, key=lambda drop: drop.ended_at or 0.0)[: max(0, len(over) - MAX_KEPT)]:
+            self._drops.pop(drop.id, None)
+            try:
+                await self._ctx.storage.delete(_name(drop.id))
+            except StorageError as error:
+                logger.warning("an old drop cannot be forgotten: %s", error)
+
+    async def _try_save(self, drop: Drop) -> None:
+        try:
+            await self.save(drop)
+        except StorageError as error:  # the files are where they are; only the history lacks a line
+            logger.warning("drop %s cannot be kept in the history: %s", drop.id, error)
+
+    async def save(self, drop: Drop) -> None:
+        """Keep a drop over a restart, durably.
+
+        :raises StorageError: it cannot be written.
+        """
+        saved = _Saved(
+            status=drop.status(), request=encode(drop.machine.request), folder=drop.folder, sources=drop.sources
+        )
+        await self._ctx.storage.store(_name(drop.id), msgspec.msgpack.encode(saved))
+
+    async def load(self) -> None:
+        """Take up what was kept; what cannot be read is logged and left out."""
+        for name in await self._ctx.storage.list(_FOLDER):
+            try:
+                data = await self._ctx.storage.load(name)
+                if data is not None:
+                    self._restore(msgspec.msgpack.decode(data, type=_Saved))
+            except (StorageError, msgspec.MsgspecError, ValueError) as error:
+                logger.warning("a kept drop cannot be read: %s", error)
+        self._drops = dict(sorted(self._drops.items(), key=lambda entry: entry[1].created_at))
+
+    def _restore(self, saved: _Saved) -> None:
+        status = saved.status
+        request: m.SpacedropRequest = decode(saved.request, m.SpacedropRequest)
+        machine = SenderMachine(request) if status.role == Role.SENDER else ReceiverMachine(request)
+        machine.state = DropState(status.state)
+        machine.code, machine.reason, machine.by_peer = status.code, status.reason, status.by_peer
+        drop = Drop(
+            machine=machine,
+            device_id=uuid.UUID(status.device_id),
+            device_name=status.device_name,
+            created_at=status.created_at,
+            answered_at=status.answered_at,
+            ended_at=status.ended_at,
+            folder=saved.folder,
+            paths=status.paths,
+            sources=saved.sources,
+            done_bytes=status.done_bytes,
+        )
+        drop.answered.set()
+        self._drops[drop.id] = drop
+
+
+def _name(drop_id: uuid.UUID) -> str:
+    return f"{_FOLDER}/{drop_id}"
