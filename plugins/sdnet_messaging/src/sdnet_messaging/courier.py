@@ -1,4 +1,4 @@
-"""Brings messages to devices: a link to each, sequence numbers, one repetition when the connection breaks."""
+"""Brings messages to devices: a link to each, sequence numbers, repetitions when connections break."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import anyio
 from anyio.abc import TaskGroup
 
-from sdnet_core import PluginContext, RemoteDevice
+from sdnet_core import PeerStream, PluginContext, RemoteDevice
 from sdnet_core.errors import (
     ConnectionFailedError,
     NetworkingError,
@@ -28,7 +28,12 @@ from .settings import MessagingSettings
 __all__ = ["Courier"]
 
 PROTOCOL_NAME = "messaging"
-ATTEMPTS = 2
+FIRST_PAUSE_S = 0.02
+ATTEMPTS = 5
+"""How often a message is sent, with the same id, while connections break: when two devices find each other again, both
+dial, and the first connections may not be the ones that stay."""
+MAX_LATE = 2
+"""How often of these it is sent into silence."""
 
 MakeMessage = Callable[[int, int], Data | Text | Notification]
 """Makes a message from its sequence number and the limit below which nothing will be sent again."""
@@ -71,7 +76,7 @@ class Courier:
         :param timeout_s: for its acknowledgement; one that is late is an error, not a broken link. None for a message
             that is acknowledged at once.
         :param inbox: whether it is kept apart from its repetitions, and so holds up the limit while it is unsettled.
-        :raises ConnectionFailedError: the device is away, or the connection broke twice.
+        :raises ConnectionFailedError: the device is away, or connections to it keep breaking.
         :raises NetworkTimeoutError: no acknowledgement in time.
         :raises ProtocolError: it has no such plugin, or breaks the protocol.
         :raises RefusedError: too many messages are under way to it.
@@ -114,7 +119,10 @@ class Courier:
         timeout_s: float | None,
     ) -> Ack:
         sent = False
-        for _ in range(ATTEMPTS):
+        late = 0
+        for attempt in range(ATTEMPTS):
+            if attempt > 1:
+                await anyio.sleep(FIRST_PAUSE_S * 2**attempt)
             try:
                 link = await self._link(device)
             except (ConnectionFailedError, NetworkTimeoutError) as error:
@@ -132,6 +140,9 @@ class Courier:
                     raise NetworkTimeoutError(f"{device.name} did not answer within {timeout_s:g} s.") from None
                 # An inbox answers at once: whatever we wait for, it does not come on this link.
                 link.cut()
+                late += 1
+                if late == MAX_LATE:
+                    break
         raise ConnectionFailedError(f"The connection to {device.name} broke; whether the message arrived is not known.")
 
     def _sequences_of(self, device: RemoteDevice) -> SendSequence:
@@ -164,23 +175,35 @@ class Courier:
                 raise opening.error
 
     async def _open(self, device: RemoteDevice) -> Link:
-        if self._tasks is None:
-            raise NotRunningError("Messaging is not running.")
         opening = self._openings[device.device_id] = _Opening()
         try:
-            stream = await self._ctx.open_stream(
-                device.device_id, PROTOCOL_NAME, timeout_s=self._settings.connect_timeout_s
-            )
-        except NetworkingError as error:
-            opening.error = error
-            raise
-        else:
+            stream = await self._open_stream(device)
+            if self._tasks is None:
+                await stream.reset()
+                raise NotRunningError("Messaging is not running.")
             link = self._links[device.device_id] = Link(stream, idle_s=self._settings.idle_s)
             self._tasks.start_soon(self._run, device.device_id, link)
             return link
+        except NetworkingError as error:
+            opening.error = error
+            raise
         finally:
             del self._openings[device.device_id]
             opening.done.set()
+
+    async def _open_stream(self, device: RemoteDevice) -> PeerStream:
+        """Open a stream, again while there is time: a connection that has just broken may be there a moment longer."""
+        deadline = anyio.current_time() + self._settings.connect_timeout_s
+        pause_s = FIRST_PAUSE_S
+        while True:
+            left_s = deadline - anyio.current_time()
+            try:
+                return await self._ctx.open_stream(device.device_id, PROTOCOL_NAME, timeout_s=left_s)
+            except ConnectionFailedError:
+                if anyio.current_time() + pause_s >= deadline:
+                    raise
+            await anyio.sleep(pause_s)
+            pause_s *= 2
 
     async def _run(self, device_id: uuid.UUID, link: Link) -> None:
         try:
