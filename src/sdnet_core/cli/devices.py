@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
-from ..errors import NetworkingError
+from ..errors import ConnectionFailedError, NetworkingError, NetworkTimeoutError
 from .kit import Cli, clean, format_time, json_option, pass_cli, quote_segment
 
 __all__ = ["devices", "events", "ping"]
+
+_WORTH_ANOTHER_TRY = (ConnectionFailedError.code, NetworkTimeoutError.code)
 
 
 @click.command(
@@ -68,7 +70,7 @@ def ping(cli: Cli, device: str, count: int, interval: float, as_json: bool) -> N
         try:
             answer = cli.client.post(path)
         except NetworkingError as error:
-            if error.http_status < 500 or count == 1:  # no such device: more pings would not help
+            if error.code not in _WORTH_ANOTHER_TRY or count == 1:
                 raise
             failure = error
             if not as_json:

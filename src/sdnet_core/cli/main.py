@@ -38,6 +38,10 @@ _EXIT_BROKEN_PIPE = 141
 """As of a program that SIGPIPE ended, which a Python program is not by itself."""
 
 
+class _ReaderLeftError(Exception):
+    """Whoever read our output has closed it."""
+
+
 class SdnetGroup(click.Group):
     """The core's commands by name, then the plugins'."""
 
@@ -64,6 +68,13 @@ class SdnetGroup(click.Group):
         if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             raise self._unknown(ctx, args[0])
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a closed pipe is kept from click, which would end the process as if something had failed."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderLeftError from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the core's commands and the plugins' apart."""
@@ -144,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = sdnet.main(words, prog_name="sdnet", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
-    except BrokenPipeError:
+    except (BrokenPipeError, _ReaderLeftError):
         _discard_output()
         return _EXIT_BROKEN_PIPE
     except (click.Abort, KeyboardInterrupt):
