@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sdnet_core.identity import DeviceInfo, NetworkIdentity
+from sdnet_core import DeviceInfo, NetworkIdentity
 from sdnet_core.wire import Message, encode
 from sdnet_pairing.code import CodeKeys, PairingCode
 from sdnet_pairing.machine import PURPOSE, InitiatorMachine, JoinerMachine, Machine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from sdnet_core.wire import decode, encode
@@ -267,9 +268,7 @@ def test_small_order_ephemerals_are_refused_even_from_one_who_knows_the_code(poi
 
 @pytest.mark.parametrize("key", [bytes(32), bytes([1, *bytes(31)]), bytes([0xEC, *[0xFF] * 30, 0x7F])])
 def test_peers_with_small_order_device_keys_are_refused(key: bytes) -> None:
-    from sdnet_core.identity import peer_id_from_public_key
-
-    weak = peer_id_from_public_key(key)
+    weak = msgspec.structs.replace(PHONE.info, public_key=key).peer_id
     right = joiner()
     right.give(Start())
     machine = InitiatorMachine(LAPTOP.side(), weak, CodeBook.of(CODE).find)

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from sdnet_core import DeviceInfo
 from sdnet_core.errors import SerializationError
-from sdnet_core.identity import DeviceInfo
 from sdnet_core.wire import Message, decode, encode
 from sdnet_pairing import messages
 from sdnet_pairing.messages import (
