@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import TracebackType
 from typing import ClassVar
 
 import anyio
@@ -109,6 +110,12 @@ class PeerStream(SwarmStream):
 
     async def reset(self) -> None:
         await self._inner.reset()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # What was broken off must not look complete to the other side.
+        await (self.aclose() if exc_type is None else self.reset())
 
 
 class ProtocolHandler:

@@ -1,0 +1,260 @@
+"""Two devices, each a process, through the command line: the README's session."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import cbor2
+import pytest
+
+from sdnet_core.clock import SystemClock, SystemRandomness
+from sdnet_core.storage import KeyFile, SecureStorage, Vault
+from tests.e2e.conftest import MakeNode, Node
+
+
+def show_code(node: Node, *options: str) -> tuple[str, subprocess.Popen[str]]:
+    """Show a code; gives the words and the command that waits."""
+    process = node.popen("pair", "generate", *options)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if len(words := line.split()) == 12:
+            return " ".join(words), process
+    raise AssertionError(f"no code: {process.stderr.read() if process.stderr else ''}")
+
+
+def pending(node: Node) -> str:
+    """Wait until a device asks to pair; gives the session's id."""
+    asking = node.wait_until(lambda: node.json("pair", "pending"), "a device asks to pair")
+    session_id: str = asking[0]["id"]
+    return session_id
+
+
+def pair(shows: Node, types: Node) -> str:
+    """Pair two running nodes as two people would; gives the code."""
+    words, showing = show_code(shows)
+    joining = types.popen("pair", "join", "-", stdin=subprocess.PIPE)
+    assert joining.stdin is not None
+    joining.stdin.write(words)
+    joining.stdin.close()
+    joining.stdin = None
+    shows.run("pair", "accept", pending(shows))
+    for process in (joining, showing):
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, out + err
+    shows.wait_connected()
+    types.wait_connected()
+    return words
+
+
+@pytest.fixture(scope="module")
+def paired(make_node: MakeNode) -> Iterator[tuple[Node, Node, str]]:
+    """Two running, paired, connected nodes and the code they were paired with."""
+    alice, bob = make_node("alice"), make_node("bob")
+    alice.start()
+    bob.start()
+    yield alice, bob, pair(alice, bob)
+    alice.stop()
+    bob.stop()
+
+
+def test_devices_and_ping(paired: tuple[Node, Node, str]) -> None:
+    alice, bob, _ = paired
+    (device,) = alice.json("devices")
+    assert device["name"] == "bob"
+    assert device["state"] == "connected"
+    assert device["fingerprint"] == bob.json("status")["fingerprint"]
+    assert "answered" in alice.run("ping", "bob", "--count", "2").stdout
+    assert "bob" in alice.run("devices").stdout
+
+
+def test_a_message_arrives_once(paired: tuple[Node, Node, str]) -> None:
+    alice, bob, _ = paired
+    alice.run("msg", "send", "bob", "Grüße aus dem Süden")
+    alice.run("msg", "send", device_prefix(alice), "-", input="and a second one")
+    texts = [message["text"] for message in bob.json("msg", "inbox")]
+    assert texts == ["Grüße aus dem Süden", "and a second one"]
+
+
+def device_prefix(node: Node) -> str:
+    """The beginning of the other device's id."""
+    device_id: str = node.json("devices")[0]["device_id"]
+    return device_id[:8]
+
+
+def test_a_drop_is_asked_for_and_accepted(paired: tuple[Node, Node, str], tmp_path: Path) -> None:
+    alice, bob, _ = paired
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(bytes(range(256)) * 8192)
+    sending = alice.popen("drop", "send", str(file), "--to", "bob", "--message", "look")
+    offer = bob.wait_until(lambda: bob.json("drop", "pending"), "bob is asked")[0]
+    assert not (bob.downloads / "photo.jpg").exists()
+    bob.run("drop", "accept", offer["id"])
+    out, err = sending.communicate(timeout=60)
+    assert sending.returncode == 0, out + err
+    assert (bob.downloads / "photo.jpg").read_bytes() == file.read_bytes()
+    assert bob.json("drop", "inbox")
+
+
+def test_a_drop_that_is_rejected_ends_with_4_and_leaves_nothing(paired: tuple[Node, Node, str], tmp_path: Path) -> None:
+    alice, bob, _ = paired
+    file = tmp_path / "unwanted.bin"
+    file.write_bytes(b"x" * 100_000)
+    sending = alice.popen("drop", "send", str(file), "--to", "bob")
+    offer = bob.wait_until(lambda: bob.json("drop", "pending"), "bob is asked")[0]
+    bob.run("drop", "reject", offer["id"])
+    _, err = sending.communicate(timeout=60)
+    assert sending.returncode == 4
+    assert "bob" in err
+    assert not list(bob.downloads.rglob("unwanted*"))
+
+
+def test_a_folder_arrives_whole(paired: tuple[Node, Node, str], tmp_path: Path) -> None:
+    alice, bob, _ = paired
+    folder = tmp_path / "album"
+    (folder / "empty").mkdir(parents=True)
+    (folder / "größe.txt").write_text("ü")
+    script = folder / "run.sh"
+    script.write_bytes(b"#!/bin/sh\n")
+    script.chmod(0o755)
+    alice.run("send", str(folder), "--to", "bob")
+    got = bob.downloads / "album"
+    assert sorted(p.name for p in got.iterdir()) == ["empty", "größe.txt", "run.sh"]
+    assert (got / "größe.txt").read_text() == "ü"
+    assert (got / "run.sh").stat().st_mode & 0o100
+    assert alice.json("transfers")
+
+
+def test_mistakes_are_named(paired: tuple[Node, Node, str], tmp_path: Path) -> None:
+    alice, _, _ = paired
+    missing = alice.run("send", str(tmp_path / "nothing"), "--to", "bob", expect=2)
+    assert "nothing" in missing.stderr
+    (tmp_path / "x").write_bytes(b"x")
+    nobody = alice.run("send", str(tmp_path / "x"), "--to", "carol", expect=1)
+    assert "carol" in nobody.stderr
+    assert "bob" in nobody.stderr
+    for wrong in (missing, nobody):
+        assert "Traceback" not in wrong.stderr
+    problem = json.loads(alice.run("ping", "carol", "--json", expect=1).stderr)
+    assert problem["type"] == "urn:sdnet:error:device-not-found"
+
+
+def test_events_are_followed(paired: tuple[Node, Node, str]) -> None:
+    alice, bob, _ = paired
+    following = bob.popen("events", "--json")
+    try:
+        assert following.stdout is not None
+        alice.wait_until(lambda: "text" in alice_says(alice, following), "bob's events show the message")
+    finally:
+        following.terminate()
+        following.communicate(timeout=30)
+
+
+def alice_says(alice: Node, following: subprocess.Popen[str]) -> str:
+    """Send a message and give the next event's kind."""
+    alice.run("msg", "send", "bob", "event?")
+    assert following.stdout is not None
+    kind: str = json.loads(following.stdout.readline())["kind"]
+    return kind
+
+
+def is_away(node: Node) -> bool:
+    """Whether the node shows its other device as not connected."""
+    return not node.json("devices")[0]["connected"]
+
+
+def test_after_kill_9_they_reconnect_by_themselves(paired: tuple[Node, Node, str]) -> None:
+    alice, bob, _ = paired
+    for node, other in ((bob, alice), (alice, bob)):
+        node.kill9()
+        other.wait_until(partial(is_away, other), "the loss is noticed", timeout_s=10)
+        node.start()
+        node.wait_connected(timeout_s=10)
+        other.wait_connected(timeout_s=10)
+    alice.run("ping", "bob")
+
+
+def test_no_secret_lies_in_the_data_folder_in_clear(paired: tuple[Node, Node, str]) -> None:
+    alice, bob, words = paired
+    for node in (alice, bob):
+        secrets = secrets_of(node)
+        assert len(secrets) >= 4
+        secrets += [words.encode(), *(word.encode() for word in words.split() if len(word) > 6)]
+        key_file = node.data / "vault.key"
+        for file in [p for p in node.home.rglob("*") if p.is_file() and node.downloads not in p.parents]:
+            content = file.read_bytes()
+            for secret in secrets:
+                for form in (secret, secret.hex().encode(), base64.b64encode(secret)):
+                    assert form not in content, f"{file} holds a secret in clear"
+        assert key_file.stat().st_mode & 0o777 == 0o600
+        assert node.json("status")["storage"]["protection"] == "unprotected"
+
+
+def secrets_of(node: Node) -> list[bytes]:
+    """The private key, and every pairing root and pairing id, read as the node reads them."""
+    vault = Vault.open(node.data, KeyFile(), SystemClock(), SystemRandomness())
+    storage = SecureStorage(
+        node.data / "network",
+        vault.subkey("network"),
+        clock=SystemClock(),
+        randomness=SystemRandomness(),
+        runner=None,  # type: ignore[arg-type]
+    )
+    identity = cbor2.loads(storage._load(storage._path("identity"), "identity") or b"")
+    secrets = [identity["seed"], vault.subkey("network"), vault.subkey("identity")]
+    for name in storage._list(storage._folder("devices")):
+        record = cbor2.loads(storage._load(storage._path(name), name) or b"")
+        secrets.append(record["pairing_root"])
+    return secrets
+
+
+def test_a_code_is_good_once_and_wrong_codes_are_told_apart(make_node: MakeNode) -> None:
+    alice, bob = make_node("anna"), make_node("ben")
+    alice.start()
+    bob.start()
+    words = pair(alice, bob)
+    reused = bob.run("pair", "join", *words.split(), expect=None)
+    assert reused.returncode in (1, 4)
+    misspelt = bob.run("pair", "join", "abandom", *words.split()[1:], expect=2)
+    assert "abandom" in misspelt.stderr
+    assert "abandon" in misspelt.stderr
+    checksum = bob.run("pair", "join", *(["abandon"] * 12), expect=2)
+    assert "checksum" in checksum.stderr
+    too_few = bob.run("pair", "join", "abandon", expect=2)
+    assert "12" in too_few.stderr
+    alice.stop()
+    bob.stop()
+
+
+def test_a_rejected_pairing_pairs_nobody(make_node: MakeNode) -> None:
+    alice, bob = make_node("ada"), make_node("bill")
+    alice.start()
+    bob.start()
+    words, showing = show_code(alice)
+    joining = bob.popen("pair", "join", *words.split())
+    alice.run("pair", "reject", pending(alice))
+    _, err = joining.communicate(timeout=60)
+    assert joining.returncode == 4, err
+    showing.communicate(timeout=60)
+    assert showing.returncode == 1
+    assert alice.json("devices") == bob.json("devices") == []
+    assert alice.json("pair", "pending") == []
+    alice.stop()
+    bob.stop()
+
+
+def test_auto_accept_asks_nobody(make_node: MakeNode) -> None:
+    alice, bob = make_node("amy"), make_node("bo")
+    alice.start()
+    bob.start()
+    words, showing = show_code(alice, "--auto-accept")
+    bob.run("pair", "join", *words.upper().split())
+    showing.communicate(timeout=60)
+    assert showing.returncode == 0
+    assert bob.wait_connected()["name"] == "amy"
+    alice.stop()
+    bob.stop()
