@@ -17,7 +17,7 @@ DEADLINE_S = 10.0
 class PairingPlugin(real.PairingPlugin):
     """The plugin with waits that suit tests."""
 
-    limits = PairingLimits(step_timeout_s=2.0, search_timeout_s=5.0, retry_pause_s=0.05)
+    limits = PairingLimits(step_timeout_s=2.0, search_timeout_s=5.0, retry_pause_s=0.05, expiry_check_s=0.02)
 
 
 class ShiftedClock:

@@ -27,9 +27,6 @@ __all__ = ["CodeUsedError", "PairingHandler", "PairingService", "ShownCode"]
 
 logger = logging.getLogger(__name__)
 
-EXPIRY_CHECK_S = 1.0
-"""The event loop's clock may stand still while the machine sleeps; the node's does not."""
-
 
 class CodeUsedError(ConflictError):
     """The code was used already; it works only once."""
@@ -271,7 +268,7 @@ class PairingService:
         while not session.closed.is_set():
             self._expire_session(session)
             left_s = session.deadline - self._ctx.clock.monotonic()
-            with anyio.move_on_after(max(0.0, min(left_s, EXPIRY_CHECK_S))):
+            with anyio.move_on_after(max(0.0, min(left_s, self.limits.expiry_check_s))):
                 await session.closed.wait()
 
     def _expire(self) -> None:
