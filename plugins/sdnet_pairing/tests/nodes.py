@@ -70,3 +70,8 @@ async def connected(*nodes: NetworkingCore) -> None:
     """Wait until each node is connected to the others."""
     for node in nodes:
         await until(lambda node=node: len(node.get_connected_devices()) == len(nodes) - 1)
+
+
+def roots(node: NetworkingCore) -> list[bytes]:
+    """The roots of all pairings that a node holds."""
+    return [state.device.pairing_root for state in node._registry.devices()]

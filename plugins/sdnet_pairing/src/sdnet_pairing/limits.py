@@ -17,8 +17,8 @@ class PairingLimits:
     :param conversation_timeout_s: longest conversation, without the time the person takes to answer.
     :param answer_timeout_s: how long the person may take.
     :param retry_pause_s: between two attempts at the same peer.
-    :param expiry_check_s: how often the clock is looked at while a code waits: the event loop's own may stand still while
-        the machine sleeps.
+    :param expiry_check_s: how often the clock is looked at while a code waits: the event loop's own may stand still
+        while the machine sleeps.
     :param max_open_sessions: sessions of one role that are not over.
     :param max_ended_sessions: sessions that are over and still listed.
     :param max_unproven: conversations whose other side has not proven yet that it knows a code; the oldest gives way.
