@@ -45,7 +45,7 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     :param name: what other devices call this one; the host's name by default.
     :param listen: multiaddrs to listen on; port 0 keeps the port of the last run if it is free.
-    :param downloads: folder for received files; the platform's downloads folder by default.
+    :param downloads: folder for received files, absolute or from ``~``; the platform's downloads folder by default.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | None = None
@@ -210,6 +210,9 @@ def load_config(
                 table[key], origin[key] = _from_text(env[variable], type_, key), variable
         table.update((overrides or {}).get(section, {}))
         values[section] = _convert(table, type_, section, origin, paths.config_file)
+    downloads = values["node"].downloads
+    if downloads is not None and not Path(downloads).expanduser().is_absolute():
+        raise ConfigurationError(f"[node]: downloads = {downloads!r} is not an absolute path.")
     return Config(instance=name, paths=paths, plugins=_plugin_settings(plugins, env, paths.config_file), **values)
 
 

@@ -301,7 +301,7 @@ class Libp2pSwarm(Swarm):
             raise ConnectionFailedError(f"{peer_id} did not answer within {timeout_s:g} s.") from exc
         except SwarmException as exc:
             reasons.append(str(exc))
-            raise ConnectionFailedError(f"{peer_id} could not be reached: {'; '.join(reasons)}.") from exc
+            raise ConnectionFailedError(f"No address of the device answers: {'; '.join(reasons)}.") from exc
 
     async def hang_up(self, peer_id: str) -> None:
         await self._network.close_peer(_parse_peer_id(peer_id))
