@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import anyio
 import pytest
 
 from sdnet_core import NetworkingCore, PeerStream
 from sdnet_core.events import PluginFailed
-from sdnet_core.wire import MessageStream, encode_frame, encode_varint
+from sdnet_core.wire import Message, MessageStream, encode_frame, encode_varint
 from sdnet_messaging.machine import WINDOW
-from sdnet_messaging.messages import MAX_MESSAGE_BYTES, Ack, Message, Outcome, Ping, Pong, Reply, Text
+from sdnet_messaging.messages import MAX_MESSAGE_BYTES, Ack, Outcome, Ping, Pong, Reply, Text
 
 from .nodes import service, two_nodes
 
@@ -56,6 +57,21 @@ async def test_a_message_that_comes_again_is_acknowledged_and_not_delivered_agai
                 for on in (messages, others):
                     tasks.start_soon(outcome, on, text(2))
         assert len(await service(b).inbox()) == 2
+
+
+async def test_a_message_that_comes_again_after_a_restart_is_not_delivered_again(tmp_path: Path) -> None:
+    async with two_nodes(home=tmp_path) as (a, b):
+        stream, messages = await connect(a, b)
+        async with stream:
+            assert await outcome(messages, text(5, below=2)) is Outcome.DELIVERED
+        to = b.device_info.id
+    async with two_nodes(home=tmp_path, paired=False) as (a, b):
+        await a.connect(to)
+        stream, messages = await connect(a, b)
+        async with stream:
+            assert await outcome(messages, text(5, below=2)) is Outcome.DUPLICATE
+            assert await outcome(messages, text(1, below=1)) is Outcome.STALE
+        assert len(await service(b).inbox()) == 1
 
 
 async def test_a_number_that_another_message_had_is_answered_with_a_free_one() -> None:
@@ -118,7 +134,7 @@ async def test_a_device_that_never_reads_its_acknowledgements_is_held_back() -> 
     async with two_nodes() as (a, b):
         stream, messages = await connect(a, b)
         sent = 0
-        with anyio.move_on_after(1.5):
+        with anyio.move_on_after(0.5):
             while True:
                 await messages.send(text(sent + 1, token=sent.to_bytes(16, "big"), words="x" * 20_000))
                 sent += 1
@@ -134,7 +150,7 @@ async def test_an_orderly_end_waits_for_what_is_under_way() -> None:
         for number in range(1, 11):
             await messages.send(text(number, below=1))
         await stream.send_eof()
-        acks = [await messages.receive(Reply) for _ in range(10)]
+        acks: list[Ack] = [await messages.receive(Reply) for _ in range(10)]
         assert {ack.sequence for ack in acks} == set(range(1, 11))
         assert await messages.receive_bytes_or_end() is None
         await stream.aclose()

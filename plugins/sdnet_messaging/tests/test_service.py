@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import uuid
-from contextlib import aclosing, suppress
+from contextlib import aclosing, closing, suppress
 from pathlib import Path
 
 import anyio
@@ -22,6 +23,7 @@ from sdnet_core.errors import (
 )
 from sdnet_core.testing import linked_nodes
 from sdnet_messaging import Choice, DataReceived, NotificationReceived, Priority, TextReceived, store
+from sdnet_messaging.machine import RESERVE
 from sdnet_messaging.plugin import MessagingPlugin
 
 from .nodes import eventually, service, two_nodes
@@ -189,6 +191,10 @@ async def test_the_inbox_outlives_a_restart_and_nothing_old_is_new_again(tmp_pat
         messages = await service(b).inbox()
         assert [(message.text, message.read) for message in messages] == [("before", True), ("after", False)]
         assert messages[0].number < messages[1].number
+        # The sender went on behind the numbers that it had reserved before.
+        [inbox] = [path for path in inbox_files(tmp_path, "node1") if path.suffix == ".sqlite3"]
+        with closing(sqlite3.connect(inbox)) as database:
+            assert database.execute("SELECT sequence FROM message").fetchall() == [(1,), (1 + RESERVE,)]
 
 
 async def test_what_was_acknowledged_is_there_after_a_crash(tmp_path: Path) -> None:
