@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 
 import anyio
+import msgspec
 from blake3 import blake3
 
 from sdnet_core import Access, PeerStream, PluginContext, RemoteDevice
@@ -82,11 +83,8 @@ class Incoming:
             raise
         return job.transfer
 
-    async def serve(self, stream: PeerStream) -> Job | None:
-        """Serve one inbound stream.
-
-        :returns: the transfer that it was about; None if it did not get to be one.
-        """
+    async def serve(self, stream: PeerStream) -> None:
+        """Serve one inbound stream."""
         conversation = _Conversation(self, stream.require_device())
         receiving = Receiving(
             stream,
@@ -102,11 +100,7 @@ class Incoming:
         except NetworkingError as error:
             conversation.fail(error)
         finally:
-            conversation.leave()
-        job = conversation.job
-        if job is not None and job.transfer.resumable:
-            await self._store.save(job.record)
-        return job
+            await conversation.leave()
 
     def cancel(self, job: Job, reason: str) -> None:
         """Cancel a running conversation in order; does nothing if there is none."""
@@ -114,29 +108,33 @@ class Incoming:
         if receiving is not None:
             receiving.cancel(reason)
 
-    async def expire(self, job: Job) -> bool:
+    async def expire(self, job: Job) -> None:
         """End a transfer that was not taken up for too long, and remove what is left of it.
 
-        :returns: whether it is over now.
+        :raises StorageError: that cannot be removed.
         """
-        record, transfer, now = job.record, job.transfer, self._ctx.clock.now()
-        if transfer.direction != "receive" or job.id in self._receiving:
-            return False
+        record, now = job.record, self._ctx.clock.now()
+        if job.transfer.direction != "receive" or job.id in self._receiving:
+            return
         if record.staging:
-            if now < record.updated_at + self._config.keep_days * _DAY_S:
-                return False
-            await self._ctx.run_blocking(remove_staging, Path(transfer.destination), record.staging)
+            if now >= record.updated_at + self._config.keep_days * _DAY_S:
+                await self.give_up(job, TransferState.FAILED, f"{job.transfer.device_name} did not go on with it.")
+        elif record.expires_at is not None and now >= record.expires_at:
+            await self.give_up(job, TransferState.FAILED, f"{job.transfer.device_name} did not send it in time.")
+
+    async def give_up(self, job: Job, state: TransferState, reason: str) -> None:
+        """End a transfer for which nothing runs, for good, and remove what has arrived of it.
+
+        :raises StorageError: that cannot be removed.
+        """
+        if job.record.staging:
+            await self._ctx.run_blocking(remove_staging, Path(job.transfer.destination), job.record.staging)
             job.note(staging="")
-            reason = f"{transfer.device_name} did not go on with it."
-        elif record.expires_at is None or now < record.expires_at:
-            return False
-        else:
-            reason = f"{transfer.device_name} did not send it in time."
-        if transfer.state.terminal:
-            job.change(resumable=False)
-        else:
-            job.end(TransferState.FAILED, reason=reason)
-        return True
+        if job.final is not None:  # it is over and could have been resumed
+            job.final = msgspec.structs.replace(job.final, resumable=False)
+        job.end(state, reason=reason)
+        await self._store.conclude(job)
+        self._jobs.pop(job.id, None)
 
     # What follows is used by one conversation.
 
@@ -210,14 +208,12 @@ class Incoming:
         fresh = not job.record.staging
         adopt = await self._adopt(job, digest) if fresh else None
         job.idle = anyio.Event()
+        job.reopen()
         job.change(
             state=TransferState.OFFERING,
             name=roots[0] if len(roots) == 1 else f"{len(roots)} items",
             items=sum(not item.directory for item in offer.items),
             total_bytes=offer.total_bytes,
-            resumable=False,
-            ended_at=None,
-            reason="",
         )
         job.note(roots=digest, staging=name, updated_at=self._ctx.clock.now())
         await self._store.save(job.record)
@@ -241,9 +237,9 @@ class Incoming:
             ):
                 staging = other.record.staging
                 other.note(staging="")
-                other.change(resumable=False)
+                other.final = msgspec.structs.replace(past, resumable=False)
                 del self._jobs[other.id]
-                await self._store.archive(other.transfer)
+                await self._store.conclude(other)
                 return staging
         return None
 
@@ -268,7 +264,7 @@ class Incoming:
         else:
             job.end(TransferState.COMPLETED, paths=paths)
         job.note(staging="")
-        await self._store.archive(job.transfer)
+        await self._store.conclude(job)
         self._jobs.pop(job.id, None)
 
 
@@ -328,13 +324,18 @@ class _Conversation:
             job.note(staging="")
         job.end(state, reason=reason, resumable=kept)
 
-    def leave(self) -> None:
+    async def leave(self) -> None:
         job = self.job
         if job is None:
             return
-        if self._incoming._receiving.get(job.id) is self.receiving:
-            del self._incoming._receiving[job.id]
-        self._incoming._promised.pop(job.id, None)
-        if not job.transfer.state.terminal:
+        incoming = self._incoming
+        if incoming._receiving.get(job.id) is self.receiving:
+            del incoming._receiving[job.id]
+        incoming._promised.pop(job.id, None)
+        if job.final is None:
             job.enter(TransferState.WAITING, reason=f"{self._device.name} is away.")
+        elif job.id in incoming._jobs:
+            await incoming._store.conclude(job)
+            if not job.final.resumable:
+                incoming._jobs.pop(job.id, None)
         job.idle.set()

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
 import msgspec
 
 from sdnet_core import PluginContext, SecureStorage
-from sdnet_core.errors import SerializationError
+from sdnet_core.errors import SerializationError, StorageError
 from sdnet_core.wire import decode, encode
 
 from .events import TransferCompleted, TransferFailed, TransferProgress, TransferStarted
 from .transfer import RateMeter, Transfer, TransferState
 
-__all__ = ["Job", "JobRecord", "JobStore"]
+__all__ = ["Job", "JobRecord", "JobStore", "Watch"]
+
+logger = logging.getLogger(__name__)
 
 PUBLISH_EVERY_S = 0.25
 _HISTORY_ENTRIES = 200
@@ -75,8 +78,22 @@ class JobStore:
         """Store a record, durably."""
         await self._storage.store(_name(record.transfer.id), encode(record))
 
-    async def archive(self, transfer: Transfer) -> None:
-        """Move a transfer that is over to the history, durably."""
+    async def conclude(self, job: Job) -> None:
+        """Store how a job ended and then tell everybody; what can be resumed stays a job, the rest becomes history."""
+        transfer = job.final
+        if transfer is None:
+            return
+        with anyio.CancelScope(shield=True):
+            try:
+                if transfer.resumable and transfer.direction == "receive":
+                    await self.save(msgspec.structs.replace(job.record, transfer=transfer))
+                else:
+                    await self._archive(transfer)
+            except StorageError as error:
+                logger.warning("The end of a transfer could not be stored: %s", error)
+        job.announce()
+
+    async def _archive(self, transfer: Transfer) -> None:
         self.history = [past for past in self.history if past.id != transfer.id][1 - _HISTORY_ENTRIES :]
         self.history.append(transfer)
         await self._storage.store(_HISTORY, encode(self.history))
@@ -90,6 +107,8 @@ def _name(transfer_id: uuid.UUID) -> str:
 class Job:
     """One transfer while it lives. All its methods are synchronous; changes reach those who watch at once.
 
+    :ivar changed: set, and replaced, when something changes.
+    :ivar final: how it ended, also while that is being stored; None as long as it is not over.
     :ivar scope: cancelling it ends whatever is running for this transfer.
     """
 
@@ -100,9 +119,11 @@ class Job:
         self.idle = anyio.Event()
         self.idle.set()
         self.cancel_reason: str | None = None
-        self._changed = anyio.Event()
+        self.final: Transfer | None = record.transfer if record.transfer.state.terminal else None
+        self.changed = anyio.Event()
         self._meter = RateMeter()
         self._published_at = 0.0
+        self._done = (record.transfer.done_bytes, record.transfer.done_items)
 
     @property
     def transfer(self) -> Transfer:
@@ -117,7 +138,7 @@ class Job:
         """Set fields of the transfer and tell those who watch."""
         transfer = msgspec.structs.replace(self.record.transfer, **fields)
         self.record = msgspec.structs.replace(self.record, transfer=transfer)
-        changed, self._changed = self._changed, anyio.Event()
+        changed, self.changed = self.changed, anyio.Event()
         changed.set()
 
     def note(self, **fields: Any) -> None:
@@ -127,7 +148,8 @@ class Job:
     def enter(self, state: TransferState, *, reason: str = "") -> None:
         """Go to a state in which nothing moves."""
         if self.transfer.state is not state or self.transfer.reason != reason:
-            self.change(state=state, reason=reason, rate=0.0, eta_s=None)
+            done_bytes, done_items = self._done
+            self.change(state=state, reason=reason, rate=0.0, eta_s=None, done_bytes=done_bytes, done_items=done_items)
 
     def started(self, done_bytes: int) -> None:
         """Bytes begin to move."""
@@ -141,13 +163,12 @@ class Job:
     def progress(self, state: TransferState, done_bytes: int, done_items: int) -> None:
         """Hear how far it is; tells the others at most four times a second."""
         transfer = self.transfer
+        self._done = (done_bytes, done_items)
         if transfer.state is not state:
             if state is TransferState.TRANSFERRING:
                 self.started(done_bytes)
             else:
                 self.enter(state)
-                if state is TransferState.VERIFYING:
-                    self.change(done_bytes=done_bytes, done_items=done_items)
             return
         now = self._ctx.clock.monotonic()
         if now - self._published_at < PUBLISH_EVERY_S:
@@ -163,27 +184,37 @@ class Job:
         )
 
     def end(self, state: TransferState, *, reason: str = "", **fields: Any) -> None:
-        """Reach a state that stays."""
+        """Decide on a state that stays. Others learn of it by `announce`, when it is stored."""
+        if self.final is not None:
+            return
+        done_bytes, done_items = self._done
         if state is TransferState.COMPLETED:
-            fields |= {"done_bytes": self.transfer.total_bytes, "done_items": self.transfer.items}
-        self.change(state=state, reason=reason, rate=0.0, eta_s=None, ended_at=self._ctx.clock.now(), **fields)
-        transfer = self.transfer
-        if state is TransferState.COMPLETED:
+            done_bytes, done_items = self.transfer.total_bytes, self.transfer.items
+        fields |= {"done_bytes": done_bytes, "done_items": done_items, "ended_at": self._ctx.clock.now()}
+        self.final = msgspec.structs.replace(self.transfer, state=state, reason=reason, rate=0.0, eta_s=None, **fields)
+
+    def reopen(self) -> None:
+        """Let a transfer that was ended, but can be resumed, go on."""
+        self.final = None
+        self.change(resumable=False, ended_at=None, reason="")
+
+    def announce(self) -> None:
+        """Tell everybody that it is over."""
+        transfer = self.final
+        if transfer is None or self.transfer == transfer:
+            return
+        self.note(transfer=transfer)
+        self.change()
+        if transfer.state is TransferState.COMPLETED:
             self._ctx.publish(
                 TransferCompleted(**self._about(), total_bytes=transfer.total_bytes, paths=transfer.paths)
             )
         else:
-            self._ctx.publish(TransferFailed(**self._about(), state=state.value, reason=reason))
+            self._ctx.publish(TransferFailed(**self._about(), state=transfer.state.value, reason=transfer.reason))
 
-    async def watch(self) -> AsyncGenerator[Transfer, None]:
+    def watch(self) -> Watch:
         """Give how it stands now and after each change, until it is over; a slow listener misses some."""
-        while True:
-            changed = self._changed
-            transfer = self.transfer
-            yield transfer
-            if transfer.state.terminal:
-                return
-            await changed.wait()
+        return Watch(self)
 
     def _about(self) -> dict[str, Any]:
         transfer = self.transfer
@@ -195,3 +226,22 @@ class Job:
             "purpose": transfer.purpose,
             "name": transfer.name,
         }
+
+
+class Watch(AsyncIterator[Transfer]):
+    """How a transfer stands now and after each change, until it is over. Needs no closing."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._seen: anyio.Event | None = None
+        self._over = False
+
+    async def __anext__(self) -> Transfer:
+        if self._over:
+            raise StopAsyncIteration
+        if self._seen is not None:
+            await self._seen.wait()
+        self._seen = self._job.changed
+        transfer = self._job.transfer
+        self._over = transfer.state.terminal
+        return transfer

@@ -126,10 +126,10 @@ class Receiving(Conversation):
                 tasks.start_soon(self._guard, self._converse)
                 tasks.start_soon(self._guard, self._heartbeat)
                 tasks.start_soon(self._guard, self._await_cancel)
-            await self._say_last()
         finally:
             with anyio.CancelScope(shield=True):
                 await self._let_go()
+        await self._say_last()
         if self._outcome is None:
             self._raise_error()
         assert self._outcome is not None
@@ -213,7 +213,7 @@ class Receiving(Conversation):
                 records = [await take.receive()]
             except anyio.EndOfStream:
                 raise self._stream_error or ConnectionFailedError("The connection was lost.") from None
-            with contextlib.suppress(anyio.WouldBlock):
+            with contextlib.suppress(anyio.WouldBlock, anyio.EndOfStream):
                 while True:
                     records.append(take.receive_nowait())
             event, descriptor = await self._run_blocking(self._ingest, landing, records)

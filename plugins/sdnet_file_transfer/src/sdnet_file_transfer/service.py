@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import anyio
@@ -18,14 +17,12 @@ from sdnet_core.errors import (
     InvalidRequestError,
     NetworkingError,
     NotFoundError,
-    StorageError,
 )
 from sdnet_core.events import ConnectionEstablished, DeviceRemoved
 
 from .config import FileTransferConfig
 from .incoming import Incoming
 from .jobs import Job, JobRecord, JobStore
-from .landing import remove_staging
 from .outgoing import Outgoing, describe
 from .source import scan
 from .transfer import Transfer, TransferState
@@ -105,29 +102,22 @@ class FileTransferService:
         try:
             with job.scope:
                 await outgoing.run()
-            if not job.transfer.state.terminal:
+            if job.final is None:
                 job.end(TransferState.CANCELLED, reason=job.cancel_reason or "")
         except Exception:
             logger.exception("A transfer failed in an unexpected way.")
             job.end(TransferState.FAILED, reason="It failed in an unexpected way; the log says more.")
         finally:
             del self._outgoing[job.id]
-            job.idle.set()
-        await self._archive(job)
-
-    async def _archive(self, job: Job) -> None:
-        try:
-            await self._store.archive(job.transfer)
-        except StorageError as error:
-            logger.warning("A finished transfer could not be noted: %s", error)
+        await self._store.conclude(job)
         self._jobs.pop(job.id, None)
+        job.idle.set()
 
     async def _sweep(self) -> None:
         while True:
             for job in list(self._jobs.values()):
                 try:
-                    if await self._incoming.expire(job):
-                        await self._archive(job)
+                    await self._incoming.expire(job)
                 except NetworkingError as error:
                     logger.warning("What is left of a transfer could not be removed: %s", error)
             await anyio.sleep(_SWEEP_EVERY_S)
@@ -174,20 +164,17 @@ class FileTransferService:
             raise NotFoundError(f"{len(found)} transfers have an id that begins with {reference}; give more of it.")
         raise NotFoundError(f"There is no transfer with the id {reference}.")
 
-    async def watch(self, transfer_id: uuid.UUID) -> AsyncGenerator[Transfer, None]:
+    def watch(self, transfer_id: uuid.UUID) -> AsyncIterator[Transfer]:
         """Give a transfer as it is now and after each change, until it is over.
 
-        Progress comes at most four times a second.
+        Progress comes at most four times a second. The iterator needs no closing.
 
         :raises NotFoundError: there is none with that id.
         """
         job = self._jobs.get(transfer_id)
         if job is None:
-            yield self.get(transfer_id)
-            return
-        async with aclosing(job.watch()) as changes:
-            async for transfer in changes:
-                yield transfer
+            job = Job(self._ctx, JobRecord(transfer=self.get(transfer_id)))
+        return job.watch()
 
     # Sending
 
@@ -269,9 +256,7 @@ class FileTransferService:
 
     async def receive(self, stream: PeerStream) -> None:
         """Serve one inbound stream of the file transfer protocol."""
-        job = await self._incoming.serve(stream)
-        if job is not None and job.id in self._jobs and job.transfer.state.terminal and not job.transfer.resumable:
-            await self._archive(job)
+        await self._incoming.serve(stream)
 
     # Ending
 
@@ -305,16 +290,8 @@ class FileTransferService:
         if not job.idle.is_set() and job.scope is not None:
             job.scope.cancel()
             await job.idle.wait()
-        if job.id not in self._jobs or job.transfer.direction == "send":
-            return
-        if job.record.staging:
-            await self._ctx.run_blocking(remove_staging, Path(job.transfer.destination), job.record.staging)
-            job.note(staging="")
-        if not job.transfer.state.terminal:
-            job.end(state, reason=reason)
-        elif job.transfer.resumable:
-            job.change(resumable=False)
-        await self._archive(job)
+        if job.id in self._jobs and job.transfer.direction == "receive":
+            await self._incoming.give_up(job, state, reason)
 
 
 def _encodable(text: str) -> bool:
