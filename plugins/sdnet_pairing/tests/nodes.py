@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import anyio
 
@@ -75,3 +77,9 @@ async def connected(*nodes: NetworkingCore) -> None:
 def roots(node: NetworkingCore) -> list[bytes]:
     """The roots of all pairings that a node holds."""
     return [state.device.pairing_root for state in node._registry.devices()]
+
+
+def shows_code(text: str, words: Sequence[str]) -> bool:
+    """Whether two neighbouring words of a code stand side by side in a text: one alone may stand there by chance."""
+    said = re.findall("[a-z]+", text.lower())
+    return any(pair in pairwise(said) for pair in pairwise(words))
