@@ -51,8 +51,7 @@ class _Api:
         return self._service.get(request.path["id"])
 
     async def watch(self, request: ApiRequest) -> AsyncIterator[DropStatus]:
-        # By the whole id: a prefix could come to fit another drop. An unknown one is refused before the stream opens.
-        return self._service.watch(self._service.get(request.path["id"]).id)
+        return self._service.watch(request.path["id"])
 
     async def accept(self, request: ApiRequest) -> DropStatus:
         return await self._service.accept(request.path["id"], request.body_as(_Accept).folder)

@@ -128,15 +128,9 @@ class Drop:
         changed, self._changed = self._changed, anyio.Event()
         changed.set()
 
-    async def changes(self) -> AsyncIterator[DropStatus]:
-        """Its status now and after every change, until it has ended."""
-        while True:
-            changed = self._changed
-            status = self.status()
-            yield status
-            if DropState(status.state).ended:
-                return
-            await changed.wait()
+    def changes(self) -> AsyncIterator[DropStatus]:
+        """Its status now and after every change, until it has ended; a slow listener misses some."""
+        return _Changes(self)
 
     def status(self) -> DropStatus:
         """What there is to tell."""
@@ -166,6 +160,24 @@ class Drop:
             reason=self.machine.reason,
             by_peer=self.machine.by_peer,
         )
+
+
+class _Changes(AsyncIterator[DropStatus]):
+    # No generator: one that is left early would have to be closed.
+    def __init__(self, drop: Drop) -> None:
+        self._drop = drop
+        self._next: anyio.Event | None = None
+        self._last = False
+
+    async def __anext__(self) -> DropStatus:
+        if self._last:
+            raise StopAsyncIteration
+        if self._next is not None:
+            await self._next.wait()
+        self._next = self._drop._changed
+        status = self._drop.status()
+        self._last = DropState(status.state).ended
+        return status
 
 
 class DropBook:

@@ -231,13 +231,13 @@ class IncomingDrops:
             await self._book.save(drop)
             await self._mover.admit(drop)
         except NetworkingError as error:
-            if not machine.state.ended:
-                machine.fail(error.detail)
+            machine.give_up(error.detail)
             await self._book.conclude(drop)
             raise
-        if machine.state is not DropState.ACCEPTED:  # the sender has cancelled meanwhile
+        if machine.state is not DropState.ACCEPTED:  # cancelled meanwhile
             await self._mover.stop(drop)
-            raise ConflictError(f"{drop.device_name} has withdrawn the offer.")
+            await self._book.conclude(drop)
+            raise ConflictError(f"The drop is {machine.state}: {machine.reason}")
         publish_answer(self._ctx, drop)
         drop.answered.set()
         drop.notify()
@@ -254,8 +254,7 @@ class IncomingDrops:
         try:
             await self._mover.follow(drop)
         except NetworkingError as error:
-            if not drop.state.ended:
-                drop.machine.fail(error.detail)
+            drop.machine.give_up(error.detail)
         await self._book.conclude(drop)
 
     async def restore(self, drop: Drop) -> None:
@@ -263,7 +262,7 @@ class IncomingDrops:
         try:
             await self._mover.admit(drop)
         except NetworkingError as error:
-            drop.machine.fail(error.detail)
+            drop.machine.give_up(error.detail)
             await self._book.conclude(drop)
             return
         await self.follow(drop)

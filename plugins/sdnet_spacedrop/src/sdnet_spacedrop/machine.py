@@ -99,6 +99,11 @@ class OfferMachine:
         """
         self._go(DropState.FAILED, code, reason, by_peer=by_peer)
 
+    def give_up(self, reason: str, *, by_peer: bool = False) -> None:
+        """It cannot go on; harmless when it has ended."""
+        if not self.state.ended:
+            self.fail(reason, by_peer=by_peer)
+
     def cancel(self, reason: str) -> m.SpacedropCancel:
         """A person here does not want it any more.
 
@@ -169,7 +174,7 @@ class SenderMachine(OfferMachine):
             state = ends.get(message.code, DropState.REJECTED)
             self._go(state, message.code, printable(message.reason), by_peer=True)
 
-    def interrupted(self) -> None:
+    def repeat(self) -> None:
         """The conversation broke off before the answer; the same offer is made again."""
         self.asked = False
 

@@ -35,7 +35,8 @@ MAX_OUTGOING = 64
 """Most drops of our own that have not ended."""
 GRACE_S = 5.0
 """How much longer we wait than the receiver's person may: its answer has to travel."""
-REPEAT_INTERVAL_S = 1.0
+CONNECT_TIMEOUT_S = 10.0
+REPEAT_INTERVAL_S = 0.5
 """Between two attempts to take up an interrupted conversation."""
 FAREWELL_TIMEOUT_S = 2.0
 
@@ -98,12 +99,14 @@ class OutgoingDrops:
             publish_answer(self._ctx, drop)
         drop.notify()
         if machine.state is not DropState.ACCEPTED:
+            if machine.state is DropState.FAILED and machine.reached:
+                await send_cancel(self._ctx, drop, "The conversation went wrong.")
             await self._book.conclude(drop)
             return
         try:
             await self._book.save(drop)
         except NetworkingError as error:
-            machine.fail(error.detail)
+            machine.give_up(error.detail)
         await self.carry_on(drop)
 
     async def carry_on(self, drop: Drop) -> None:
@@ -113,9 +116,9 @@ class OutgoingDrops:
             try:
                 await self._mover.send(drop)
             except NetworkingError as error:
-                if not machine.state.ended:
-                    machine.fail(error.detail)
-        if machine.state is DropState.FAILED and not machine.by_peer:
+                machine.give_up(error.detail)
+        if machine.state is DropState.FAILED:
+            # The receiver may still wait for a transfer that never began.
             await send_cancel(self._ctx, drop, "The sender could not send the files.")
         await self._book.conclude(drop)
 
@@ -135,22 +138,22 @@ class OutgoingDrops:
     async def _ask(self, drop: Drop, machine: SenderMachine) -> None:
         """Talk to the receiver until there is an answer, a person here cancels, or it takes too long."""
         deadline = anyio.current_time() + self._settings.answer_timeout_s + GRACE_S
-        with drop.scope, anyio.move_on_at(deadline):
+        with drop.scope, anyio.CancelScope(deadline=deadline):
             while machine.asking:
                 try:
-                    stream = await self._ctx.open_stream(drop.device_id, m.PROTOCOL_NAME)
+                    stream = await self._ctx.open_stream(drop.device_id, m.PROTOCOL_NAME, timeout_s=CONNECT_TIMEOUT_S)
                     await self._converse(drop, machine, stream, deadline)
                 except (ConnectionFailedError, NetworkTimeoutError) as error:
                     if not machine.reached:
-                        machine.fail(error.detail)
+                        machine.give_up(error.detail)
                         return
                     logger.info("drop %s: the conversation broke off, asking again: %s", drop.id, error)
-                    machine.interrupted()
+                    machine.repeat()
                     drop.asked = False
                     drop.notify()
                     await anyio.sleep(REPEAT_INTERVAL_S)
                 except NetworkingError as error:
-                    machine.fail(error.detail, by_peer=isinstance(error, ProtocolError))
+                    machine.give_up(error.detail, by_peer=isinstance(error, ProtocolError))
         if machine.asking:
             machine.time_out(_NO_ANSWER.format(drop.device_name))
 

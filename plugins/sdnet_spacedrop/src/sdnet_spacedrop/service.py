@@ -88,13 +88,12 @@ class SpacedropService:
         """
         return self._book.find(reference).status()
 
-    async def watch(self, reference: str) -> AsyncIterator[DropStatus]:
+    def watch(self, reference: str) -> AsyncIterator[DropStatus]:
         """A drop's status now and after every change, until it has ended.
 
         :raises NotFoundError: there is none, or several fit.
         """
-        async for status in self._book.find(reference).changes():
-            yield status
+        return self._book.find(reference).changes()
 
     def _statuses(self, among: Callable[[Drop], bool]) -> list[DropStatus]:
         found = sorted(filter(among, self._book), key=lambda drop: drop.created_at, reverse=True)
