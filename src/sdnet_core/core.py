@@ -175,6 +175,7 @@ class NetworkingCore:
         """Build the plugins and say what became of them, without starting the node."""
         async with AsyncExitStack() as stack:
             await self._prepare(stack)
+            self._plugins.check_commands()
             return self._plugins.records
 
     def request_stop(self) -> None:

@@ -76,6 +76,10 @@ class NodePlugins:
         if self._core.config.plugins.strict:
             check_strict(self._plugins)
 
+    def check_commands(self) -> None:
+        """Make every plugin's commands too, to see whether they can be made."""
+        self._plugins.commands()
+
     def _build(self, record: PluginRecord) -> None:
         ctx = PluginContext(self._core, record.name, self._read_config(record))
         self._contexts[record.name] = ctx

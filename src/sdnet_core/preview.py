@@ -6,6 +6,8 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
+import msgspec
+
 from .config import Config
 from .core import NetworkingCore
 from .plugins import PluginRecord
@@ -21,8 +23,10 @@ async def preview_plugins(config: Config) -> tuple[PluginRecord, ...]:
     """
     with tempfile.TemporaryDirectory(prefix="sdnet-") as home:
         paths = dataclasses.replace(config.paths, data=Path(home) / "data", logs=Path(home) / "logs")
+        # Strict is for nodes; the list is wanted most when something is broken.
+        plugins = msgspec.structs.replace(config.plugins, strict=False)
         node = NetworkingCore(
-            dataclasses.replace(config, paths=paths),
+            dataclasses.replace(config, paths=paths, plugins=plugins),
             swarm=lambda identity: MemorySwarm(MemoryNetwork(), identity.peer_id),
             sources=lambda identity: (),
         )

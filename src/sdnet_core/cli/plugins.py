@@ -27,7 +27,7 @@ def plugins(cli: Cli, no_load: bool, as_json: bool) -> None:
     Those that failed or are disabled are listed too, with the reason. Shows what the running node has loaded;
     without one, what it would load.
     """
-    found = _installed(cli, load=False) if no_load else _running(cli)
+    found = _installed(cli) if no_load else _running(cli)
     if as_json:
         cli.print_json(found)
         return
@@ -47,12 +47,17 @@ def _running(cli: Cli) -> list[dict[str, Any]]:
     try:
         found: list[dict[str, Any]] = cli.client.get("/plugins")
     except NotRunningError:
-        return _installed(cli, load=True)
+        return _previewed(cli)
     return found
 
 
-def _installed(cli: Cli, *, load: bool) -> list[dict[str, Any]]:
-    found = cli.find_plugins(load=load)
-    if load:
-        found.commands()  # a plugin whose commands fail is a failed one
-    return [record.to_dict() for record in found.records]
+def _installed(cli: Cli) -> list[dict[str, Any]]:
+    return [record.to_dict() for record in cli.find_plugins(load=False).records]
+
+
+def _previewed(cli: Cli) -> list[dict[str, Any]]:
+    import anyio
+
+    from ..preview import preview_plugins
+
+    return [record.to_dict() for record in anyio.run(preview_plugins, cli.config)]

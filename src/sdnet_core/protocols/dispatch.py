@@ -38,6 +38,11 @@ MAX_STRANGER_STREAMS = 64
 MAX_STREAMS_PER_STRANGER = 4
 
 
+_STREAM_ENDED = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
+_EXPECTED = (NetworkingError, *_STREAM_ENDED)
+"""What a handler may raise because of the other side; anything else is its own fault."""
+
+
 class Authorize(Protocol):
     """Asks the plugins; raises RefusedError unless all agree."""
 
@@ -98,7 +103,7 @@ class Dispatcher:
         except (NetworkingError, TimeoutError) as error:
             logger.info("stream of %s from %s ended: %s", stream.protocol, stream.peer_id, error)
             await stream.reset()
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream):
+        except _STREAM_ENDED:
             logger.info("stream of %s from %s broke off", stream.protocol, stream.peer_id)
             await stream.reset()
 
@@ -128,29 +133,26 @@ class Dispatcher:
 
     async def _serve(self, stream: PeerStream, registered: RegisteredProtocol) -> None:
         spec = registered.spec
-        try:
-            with anyio.move_on_after(spec.deadline_s) as deadline:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._watch_idle, stream, spec.idle_timeout_s, tasks.cancel_scope)
+        failure: Exception | None = None
+        with anyio.move_on_after(spec.deadline_s) as deadline:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._watch_idle, stream, spec.idle_timeout_s, tasks.cancel_scope)
+                try:
                     await spec.handler.handle_stream(stream)
-                    tasks.cancel_scope.cancel()
-            if deadline.cancelled_caught or stream.timed_out:
-                logger.info("stream of %s from %s ran out of time", stream.protocol, stream.peer_id)
-                await stream.reset()
-            else:
-                await stream.aclose()
-        except BaseExceptionGroup as group:
-            error = group.exceptions[0]
-            if len(group.exceptions) == 1 and isinstance(
-                error, NetworkingError | anyio.BrokenResourceError | anyio.ClosedResourceError | anyio.EndOfStream
-            ):
-                raise error from None
-            if isinstance(group, ExceptionGroup):
-                logger.error("handler of %s (plugin %s) raised", spec.protocol_id, registered.plugin, exc_info=group)
-                self._on_failure(registered.plugin, f"handler of {spec.protocol_id} raised {error!r}")
-                await stream.reset()
-                return
-            raise
+                except Exception as error:
+                    failure = _single(error)
+                tasks.cancel_scope.cancel()
+        if deadline.cancelled_caught or stream.timed_out:
+            logger.info("stream of %s from %s ran out of time", stream.protocol, stream.peer_id)
+            await stream.reset()
+        elif failure is None:
+            await stream.aclose()
+        elif isinstance(failure, _EXPECTED):
+            raise failure
+        else:
+            logger.error("handler of %s (plugin %s) raised", spec.protocol_id, registered.plugin, exc_info=failure)
+            self._on_failure(registered.plugin, f"handler of {spec.protocol_id} raised {failure!r}")
+            await stream.reset()
 
     async def _watch_idle(self, stream: PeerStream, idle_timeout_s: float, scope: anyio.CancelScope) -> None:
         while stream.last_activity + idle_timeout_s > anyio.current_time():
@@ -189,3 +191,10 @@ class Dispatcher:
         counter[key] -= 1
         if not counter[key]:
             del counter[key]
+
+
+def _single(error: Exception) -> Exception:
+    """The one exception in a group of one, as a handler's own task group raises it."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -285,7 +285,7 @@ class MemorySwarm(Swarm):
                     reasons.append(f"{address}: {reason}")
         except TimeoutError:
             reasons.append(f"no answer within {timeout_s:g} s")
-        raise ConnectionFailedError(f"No address of the device answers: {'; '.join(reasons) or 'none is known'}.")
+        raise ConnectionFailedError(f"No address of the device answers: {'; '.join(reasons) or 'no address is known'}.")
 
     async def _try_address(self, peer_id: str, address: str) -> str | None:
         """Connect to one address; returns why that did not work, or None."""

@@ -222,7 +222,19 @@ def test_a_wrong_setting_is_named(sdnet: Sdnet) -> None:
     assert "\n  start " in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["devices"], ["plugins", "--json"], ["version"]])
+def test_the_list_of_plugins_needs_no_libp2p(environ: dict[str, str]) -> None:
+    script = (
+        "import sys; from sdnet_core.cli.main import main; main(['plugins', '--json'])\n"
+        "heavy = {'libp2p', 'trio', 'starlette', 'hypercorn'} & set(sys.modules)\n"
+        "sys.exit(repr(heavy) if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["devices"], ["plugins", "--no-load"], ["version"]])
 def test_commands_import_nothing_heavy(environ: dict[str, str], arguments: list[str]) -> None:
     script = (
         "import sys; from sdnet_core.cli.main import main; main(sys.argv[1:])\n"
