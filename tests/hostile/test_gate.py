@@ -100,3 +100,12 @@ async def test_streams_of_one_device_are_bounded(tmp_path: Path) -> None:
             await refused.receive()
         assert plugin.waiting.running == 8
         assert await b.request(a.device_info.id, "echo", b"other protocols work") == b"other protocols work"
+
+
+async def test_a_stream_on_which_nothing_moves_is_ended(tmp_path: Path) -> None:
+    plugin = SamplePlugin(waiting_idle_timeout_s=0.3)
+    async with real_node(tmp_path, "a", [plugin]) as a, real_node(tmp_path, "b", [SamplePlugin]) as b:
+        await pair(a, b, SystemRandomness())
+        await open_waiting(b, a)
+        await plugin.waiting.wait_for(1)
+        await plugin.waiting.wait_for(0)

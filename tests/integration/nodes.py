@@ -85,14 +85,22 @@ class SamplePlugin:
 
     name = "sample"
 
-    def __init__(self) -> None:
+    def __init__(self, *, waiting_idle_timeout_s: float = 120.0) -> None:
         self.echo, self.raising, self.waiting = EchoHandler(), RaisingHandler(), WaitingHandler()
+        self._waiting_idle_timeout_s = waiting_idle_timeout_s
 
     @hookimpl
     def sdnet_protocols(self, ctx: PluginContext) -> Iterable[ProtocolSpec]:
         return [
-            ProtocolSpec(protocol_name=handler.protocol_name, version=1, handler=handler, max_streams_per_peer=8)
-            for handler in (self.echo, self.raising, self.waiting)
+            ProtocolSpec(protocol_name="echo", version=1, handler=self.echo),
+            ProtocolSpec(protocol_name="raising", version=1, handler=self.raising),
+            ProtocolSpec(
+                protocol_name="waiting",
+                version=1,
+                handler=self.waiting,
+                max_streams_per_peer=8,
+                idle_timeout_s=self._waiting_idle_timeout_s,
+            ),
         ]
 
 

@@ -134,15 +134,12 @@ class Dispatcher:
     async def _serve(self, stream: PeerStream, registered: RegisteredProtocol) -> None:
         spec = registered.spec
         failure: Exception | None = None
-        with anyio.move_on_after(spec.deadline_s) as deadline:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._watch_idle, stream, spec.idle_timeout_s, tasks.cancel_scope)
-                try:
-                    await spec.handler.handle_stream(stream)
-                except Exception as error:
-                    failure = _single(error)
-                tasks.cancel_scope.cancel()
-        if deadline.cancelled_caught or stream.timed_out:
+        with anyio.move_on_after(spec.deadline_s) as life, stream.idle_limit(spec.idle_timeout_s) as idle:
+            try:
+                await spec.handler.handle_stream(stream)
+            except Exception as error:
+                failure = _single(error)
+        if life.cancelled_caught or idle.cancelled_caught:
             logger.info("stream of %s from %s ran out of time", stream.protocol, stream.peer_id)
             await stream.reset()
         elif failure is None:
@@ -153,12 +150,6 @@ class Dispatcher:
             logger.error("handler of %s (plugin %s) raised", spec.protocol_id, registered.plugin, exc_info=failure)
             self._on_failure(registered.plugin, f"handler of {spec.protocol_id} raised {failure!r}")
             await stream.reset()
-
-    async def _watch_idle(self, stream: PeerStream, idle_timeout_s: float, scope: anyio.CancelScope) -> None:
-        while stream.last_activity + idle_timeout_s > anyio.current_time():
-            await anyio.sleep_until(stream.last_activity + idle_timeout_s)
-        stream.timed_out = True
-        scope.cancel()
 
     @asynccontextmanager
     async def _slot(

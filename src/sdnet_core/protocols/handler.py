@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
@@ -37,15 +39,27 @@ class PeerStream(SwarmStream):
     `send_record` and `receive_record` give access to them without cutting or joining.
 
     :ivar device: the paired device at the other end, None for a stranger (then only ``peer_id`` is known).
-    :ivar last_activity: when something last moved, in `anyio.current_time` seconds.
-    :ivar timed_out: whether the gate ended it because nothing moved.
     """
 
     def __init__(self, inner: SwarmStream | SealedStream, device: RemoteDevice | None) -> None:
         self._inner = inner
         self.device = device
-        self.last_activity = anyio.current_time()
-        self.timed_out = False
+        self._idle: tuple[anyio.CancelScope, float] | None = None
+
+    @contextmanager
+    def idle_limit(self, timeout_s: float) -> Iterator[anyio.CancelScope]:
+        """A cancel scope that is cancelled when nothing has moved on this stream for so long."""
+        with anyio.move_on_after(timeout_s) as scope:
+            self._idle = scope, timeout_s
+            try:
+                yield scope
+            finally:
+                self._idle = None
+
+    def _moved(self) -> None:
+        if self._idle is not None:
+            scope, timeout_s = self._idle
+            scope.deadline = anyio.current_time() + timeout_s
 
     @property
     def peer_id(self) -> str:
@@ -77,12 +91,12 @@ class PeerStream(SwarmStream):
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         data = await self._inner.receive(max_bytes)
-        self.last_activity = anyio.current_time()
+        self._moved()
         return data
 
     async def send(self, item: bytes) -> None:
         await self._inner.send(item)
-        self.last_activity = anyio.current_time()
+        self._moved()
 
     async def send_record(self, data: bytes | bytearray | memoryview) -> None:
         """Send up to 1 MiB as one record. On a stranger's stream: as bytes."""
@@ -90,7 +104,7 @@ class PeerStream(SwarmStream):
             await self._inner.send_record(data)
         else:
             await self._inner.send(bytes(data))
-        self.last_activity = anyio.current_time()
+        self._moved()
 
     async def receive_record(self) -> bytes:
         """Receive one whole record. On a stranger's stream: what bytes have come.
@@ -99,7 +113,7 @@ class PeerStream(SwarmStream):
         """
         inner = self._inner
         data = await inner.receive_record() if isinstance(inner, SealedStream) else await inner.receive()
-        self.last_activity = anyio.current_time()
+        self._moved()
         return data
 
     async def send_eof(self) -> None:
