@@ -10,7 +10,6 @@ import anyio
 import pytest
 
 from sdnet_core import NetworkingCore
-from sdnet_core.clock import SystemRandomness
 from sdnet_core.errors import ConflictError, DeviceNotFoundError, InvalidRequestError, NetworkingError, NotFoundError
 from sdnet_core.testing import linked_nodes, memory_node
 from sdnet_core.testing import pair as pair_nodes
@@ -172,7 +171,7 @@ async def test_the_receiver_restarts_while_it_is_asked(home: Path, make_file: Ma
             return memory_node(home, "other", network=nodes.network, discovery=nodes.discovery, plugins=PLUGINS)
 
         async with other() as core:
-            await pair_nodes(sender.core, core, SystemRandomness())
+            await pair_nodes(sender.core, core, sender.core.randomness)
             drop = await sender.drops.send(core.device_info.id, [photo])
             await side(core, nodes).offered()
             with anyio.fail_after(5):

@@ -130,7 +130,8 @@ class OfferMachine:
 
     def _go(self, state: DropState, code: str = "", reason: str = "", *, by_peer: bool = False) -> None:
         if state not in _NEXT[self.state]:
-            raise ConflictError(f"The drop is {self.state}; it cannot become {state}.")
+            past = "has ended already" if self.state.ended else "was answered already"
+            raise ConflictError(f"The drop {past}: it is {self.state}.")
         self.state, self.code, self.reason, self.by_peer = state, code, reason, by_peer
 
 

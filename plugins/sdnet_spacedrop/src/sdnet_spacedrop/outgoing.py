@@ -75,7 +75,7 @@ class OutgoingDrops:
             raise RefusedError(f"{MAX_OUTGOING} drops are under way already; wait until some are done.")
         items, more_items, item_count, total_bytes = await self._mover.summarize(paths)
         request = m.SpacedropRequest(
-            transfer_id=self._ctx.randomness.bytes(16),
+            transfer_id=uuid.UUID(bytes=self._ctx.randomness.bytes(16), version=4).bytes,
             sender_name=self._ctx.local_device.name[: m.MAX_SENDER_NAME_LENGTH],
             message=message,
             items=items,
