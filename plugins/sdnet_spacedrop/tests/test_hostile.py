@@ -251,7 +251,7 @@ async def test_files_do_not_come_in_while_the_person_is_asked_nor_after_a_reject
         assert not pair.receiver.downloads.exists()
 
 
-async def test_more_bytes_than_offered_do_not_come_in(home: Path, make_file: MakeFile) -> None:
+async def test_more_bytes_or_files_than_offered_do_not_come_in(home: Path, make_file: MakeFile) -> None:
     async with run_pair(home) as pair:
         request = offer()
         granted = uuid.UUID(bytes=request.transfer_id)
@@ -263,8 +263,11 @@ async def test_more_bytes_than_offered_do_not_come_in(home: Path, make_file: Mak
             assert await hear(messages) == answer_to(request)
         ended = await transfer(pair, [make_file()], granted)
         assert (ended.state, pair.receiver.received()) == ("rejected", {})
-        small = make_file("small", 0)
+        small, empty = make_file("small", 0), make_file("empty", 0)
         small.write_bytes(b"1234567890")
+        empty.write_bytes(b"")
+        ended = await transfer(pair, [small, empty], granted)
+        assert (ended.state, pair.receiver.received()) == ("rejected", {})
         assert (await transfer(pair, [small], granted)).state == "completed"
 
 

@@ -58,6 +58,8 @@ class Incoming:
         max_bytes: int | None,
         expires_at: float | None,
         purpose: str,
+        *,
+        max_items: int | None = None,
     ) -> Transfer:
         """See `FileTransferService.grant`."""
         if transfer_id in self._jobs or any(past.id == transfer_id for past in self._store.history):
@@ -74,7 +76,9 @@ class Incoming:
             created_at=now,
         )
         expires_at = now + _GRANT_S if expires_at is None else expires_at
-        record = JobRecord(transfer=transfer, max_bytes=max_bytes, expires_at=expires_at, updated_at=now)
+        record = JobRecord(
+            transfer=transfer, max_bytes=max_bytes, max_items=max_items, expires_at=expires_at, updated_at=now
+        )
         job = self._jobs[transfer_id] = Job(self._ctx, record)
         try:
             await self._store.save(record)
@@ -187,6 +191,8 @@ class Incoming:
             return Refused(Refusal.POLICY, "Nobody has agreed to this transfer.")
         if record.max_bytes is not None and offer.total_bytes > record.max_bytes:
             return Refused(Refusal.TOO_LARGE, "It is larger than what was agreed to.")
+        if record.max_items is not None and len(offer.items) > record.max_items:
+            return Refused(Refusal.TOO_LARGE, "It has more files than what was agreed to.")
         if not record.staging and record.expires_at is not None and self._ctx.clock.now() >= record.expires_at:
             return Refused(Refusal.POLICY, "It comes too late.")
         running = self._receiving.get(job.id)

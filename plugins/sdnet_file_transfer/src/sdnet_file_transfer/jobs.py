@@ -32,6 +32,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What is stored of a transfer that is not over, or that can be resumed.
 
     :param max_bytes: what was granted; None for no limit.
+    :param max_items: the same for files and folders.
     :param expires_at: a grant that nothing was sent for lapses then; seconds since the epoch.
     :param roots: identifies what is sent by its names, so that an earlier attempt is found again.
     :param staging: the private folder in the destination; empty before anything was accepted.
@@ -39,6 +40,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     transfer: Transfer
     max_bytes: int | None = None
+    max_items: int | None = None
     expires_at: float | None = None
     roots: bytes = b""
     staging: str = ""

@@ -238,6 +238,7 @@ class FileTransferService:
         max_bytes: int | None = None,
         expires: float | None = None,
         *,
+        max_items: int | None = None,
         purpose: str = "spacedrop",
     ) -> Transfer:
         """Let a later transfer with this id in, without asking anything else. It shows as waiting until it comes.
@@ -246,13 +247,16 @@ class FileTransferService:
         :param max_bytes: the most it may have in all; None for no limit.
         :param expires: it must have begun by then, seconds since the epoch; None for an hour from now. Once it has
             begun it may go on.
+        :param max_items: the most files and folders it may have; None for no limit.
         :param purpose: what the sender must give, too.
         :raises DeviceNotFoundError: the device is not paired.
         :raises ConflictError: there is a transfer with that id already.
         :raises StorageError: it could not be stored.
         """
         device = self._ctx.get_device(device_id)
-        return await self._incoming.grant(device, transfer_id, destination, max_bytes, expires, purpose)
+        return await self._incoming.grant(
+            device, transfer_id, destination, max_bytes, expires, purpose, max_items=max_items
+        )
 
     async def receive(self, stream: PeerStream) -> None:
         """Serve one inbound stream of the file transfer protocol."""

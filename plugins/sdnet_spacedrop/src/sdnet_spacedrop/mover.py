@@ -59,6 +59,7 @@ class Mover:
             Path(drop.folder or self._ctx.downloads_dir),
             max_bytes=drop.machine.request.total_bytes,
             expires=self._ctx.clock.now() + GRANT_S,
+            max_items=drop.machine.request.item_count,
             purpose=PURPOSE,
         )
 
