@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -18,20 +18,32 @@ import msgspec
 from .clock import Clock
 
 __all__ = [
+    "ApprovalDecided",
+    "ApprovalRequested",
+    "AuthenticationFailed",
     "ConnectionEstablished",
     "ConnectionFailed",
     "ConnectionLost",
     "DevicePaired",
     "DeviceRemoved",
+    "DeviceRenamed",
+    "DeviceRevoked",
     "EventBus",
     "EventsDropped",
     "MessageReceived",
     "NetworkEvent",
     "NodeStarted",
+    "PairingConfirmed",
+    "PairingEnded",
+    "PairingStarted",
     "PeerDisconnected",
     "PeerDiscovered",
+    "PeerRefused",
     "PluginFailed",
+    "StoreRecovered",
     "Subscription",
+    "TrustChanged",
+    "VaultChanged",
 ]
 
 
@@ -43,6 +55,8 @@ class NetworkEvent:
     """
 
     kind: ClassVar[str] = "event"
+    audited: ClassVar[bool] = False
+    """Whether it goes into the audit log, being of concern for security."""
     at: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,6 +70,7 @@ class NodeStarted(NetworkEvent):
     """The node listens and is ready."""
 
     kind = "node-started"
+    audited = True
     peer_id: str
     addresses: tuple[str, ...]
 
@@ -116,6 +131,7 @@ class DevicePaired(NetworkEvent):
     """A device was stored as paired."""
 
     kind = "device-paired"
+    audited = True
     device_id: uuid.UUID
     device_name: str
     peer_id: str
@@ -126,9 +142,168 @@ class DeviceRemoved(NetworkEvent):
     """A device is no longer paired: it was revoked or forgotten, or it told us that it has forgotten us."""
 
     kind = "device-removed"
+    audited = True
     device_id: uuid.UUID
     device_name: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairingStarted(NetworkEvent):
+    """A pairing with a peer has begun; ends with `DevicePaired` or `PairingEnded`."""
+
+    kind = "pairing-started"
+    peer_id: str
+    session_id: uuid.UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairingEnded(NetworkEvent):
+    """A pairing with a peer has ended without success."""
+
+    kind = "pairing-ended"
+    peer_id: str
+    session_id: uuid.UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairingConfirmed(NetworkEvent):
+    """The other side has confirmed a pairing that was pending."""
+
+    kind = "pairing-confirmed"
+    audited = True
+    device_id: uuid.UUID
+    device_name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRevoked(NetworkEvent):
+    """A person has revoked a device: its connections are cut and it is refused from now on.
+
+    :param told: whether it was connected, so that it could be told.
+    """
+
+    kind = "device-revoked"
+    audited = True
+    device_id: uuid.UUID
+    device_name: str
+    peer_id: str
+    told: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustChanged(NetworkEvent):
+    """A device is trusted more or less than before."""
+
+    kind = "trust-changed"
+    audited = True
+    device_id: uuid.UUID
+    device_name: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRenamed(NetworkEvent):
+    """A device has got another name on this one."""
+
+    kind = "device-renamed"
+    audited = True
+    device_id: uuid.UUID
+    old_name: str
+    device_name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerRefused(NetworkEvent):
+    """Somebody was refused. Told at a bounded rate.
+
+    :param what: was asked for: ``connection``, ``session``, or a protocol's name.
+    :param device_id: None for a stranger.
+    :param count: refusals of that kind since this was last told.
+    """
+
+    kind = "peer-refused"
+    audited = True
+    peer_id: str
+    device_id: uuid.UUID | None
+    what: str
+    reason: str
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthenticationFailed(NetworkEvent):
+    """Somebody did not prove to be the device it should be. Told at a bounded rate.
+
+    :param count: failures since this was last told.
+    """
+
+    kind = "authentication-failed"
+    audited = True
+    peer_id: str
+    device_id: uuid.UUID | None
+    reason: str
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalRequested(NetworkEvent):
+    """A device waits for a person to allow what it asks for.
+
+    :param protocol: the protocol's name.
+    :param what: more about it, for the person; may be empty.
+    :param expires_at: when it counts as denied, seconds since the epoch.
+    """
+
+    kind = "approval-requested"
+    audited = True
+    approval_id: uuid.UUID
+    device_id: uuid.UUID
+    device_name: str
+    protocol: str
+    what: str
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalDecided(NetworkEvent):
+    """What a device waited for was allowed or not.
+
+    :param decision: ``approved``, ``denied``, ``timed-out``, or ``withdrawn`` when the device left before.
+    """
+
+    kind = "approval-decided"
+    audited = True
+    approval_id: uuid.UUID
+    device_id: uuid.UUID
+    device_name: str
+    protocol: str
+    decision: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaultChanged(NetworkEvent):
+    """Another secret protects what lies on disk.
+
+    :param mode: what protects it now, as `sdnet status` shows it.
+    """
+
+    kind = "vault-changed"
+    audited = True
+    mode: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreRecovered(NetworkEvent):
+    """Something on disk was damaged, or was older than it should be, and was put right.
+
+    :param detail: what and how, for a person.
+    """
+
+    kind = "store-recovered"
+    audited = True
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +407,7 @@ class EventBus:
 
     clock: Clock
     _subscriptions: set[Subscription] = field(default_factory=set)
+    _taps: list[Callable[[NetworkEvent], None]] = field(default_factory=list)
     _closed: bool = False
 
     def now(self) -> float:
@@ -242,8 +418,17 @@ class EventBus:
         """Tell all subscribers."""
         if not event.at:
             object.__setattr__(event, "at", self.now())
+        for tap in self._taps:
+            tap(event)
         for subscription in tuple(self._subscriptions):
             subscription._offer(event)
+
+    def add_tap(self, tap: Callable[[NetworkEvent], None]) -> None:
+        """Have a function called with every event from now on, before it is published further.
+
+        For the core's own parts that must not miss one: it returns at once and never raises.
+        """
+        self._taps.append(tap)
 
     def subscribe(self, kinds: Iterable[str] | None = None, *, buffer: int = 256) -> Subscription:
         """Listen from now on.

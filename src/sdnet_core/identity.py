@@ -18,6 +18,7 @@ from .wire import Bytes16, Bytes32, Message
 
 __all__ = [
     "DeviceInfo",
+    "DeviceName",
     "Fingerprint",
     "NetworkIdentity",
     "is_small_order",

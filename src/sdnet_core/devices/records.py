@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 
 from ..errors import SerializationError, StorageError
-from ..identity import DeviceInfo
+from ..identity import DeviceInfo, DeviceName
 from ..storage import SecureStorage
 from ..wire import Bytes16, Bytes32, Message, decode, encode
 from .trust import Trust
@@ -32,6 +32,7 @@ class PairedDevice(Message, frozen=True, kw_only=True, tag=1):
     :param pairing_root: the secret both devices derived at pairing; every session grows from it.
     :param paired_at: seconds since the epoch.
     :param pending: we showed the code and the other side has not confirmed yet.
+    :param alias: the name a person gave the device on this one.
     """
 
     info: DeviceInfo
@@ -41,6 +42,23 @@ class PairedDevice(Message, frozen=True, kw_only=True, tag=1):
     trust: Trust = Trust.TRUSTED
     pending: bool = False
     auto_connect: bool = True
+    # Left out when not set: a record is accepted only as it would be written, and older ones do not have it.
+    alias: DeviceName | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def name(self) -> str:
+        """What it is called here: the name a person gave it on this device, or else its own."""
+        return self.info.name if isinstance(self.alias, msgspec.UnsetType) else self.alias
+
+    def trusted(self, trust: Trust) -> PairedDevice:
+        """The same with another trust. What ends a pairing takes its secret along."""
+        if trust.access is not None:
+            return msgspec.structs.replace(self, trust=trust)
+        return msgspec.structs.replace(self, trust=trust, pairing_root=bytes(32), pending=False)
+
+    def renamed(self, name: str | None) -> PairedDevice:
+        """The same under another name on this device; its own again when None."""
+        return msgspec.structs.replace(self, alias=msgspec.UNSET if name is None else name)
 
     @property
     def device_id(self) -> uuid.UUID:
@@ -53,7 +71,7 @@ class PairedDevice(Message, frozen=True, kw_only=True, tag=1):
         return self.info.peer_id
 
     def __repr__(self) -> str:
-        return f"PairedDevice({self.info.name!r}, {self.device_id}, {self.trust}{', pending' if self.pending else ''})"
+        return f"PairedDevice({self.name!r}, {self.device_id}, {self.trust}{', pending' if self.pending else ''})"
 
 
 class ConnectionRecord(Message, frozen=True, kw_only=True, tag=2):
@@ -101,12 +119,13 @@ class DeviceStore:
                 raise StorageError(f"The record {name} opens but is not a device: {error}") from error
         return tuple(pairings)
 
-    async def save_pairing(self, device: PairedDevice) -> None:
+    async def save_pairing(self, device: PairedDevice, *, both_generations: bool = False) -> None:
         """Store a pairing durably. A revoked or expired one overwrites both generations: its root must not come back.
 
+        :param both_generations: no recovery may bring back what was stored before.
         :raises StorageError: it could not be stored; nothing changed.
         """
-        final = device.trust in (Trust.REVOKED, Trust.EXPIRED)
+        final = both_generations or device.trust.access is None
         await self.storage.store(f"devices/{device.device_id}", encode(device), both_generations=final)
 
     async def delete_pairing(self, device_id: uuid.UUID) -> None:

@@ -3,21 +3,27 @@
 ::
 
     Discovered ──start_pairing──▶ Pairing ──complete_pairing──▶ Paired ──mark_connected──▶ Connected
-        ▲  ▲                         │                             ▲ ▲                        │
-        │  └──────cancel_pairing─────┘                             │ └──── mark_connected ────┤ mark_disconnected
-        └── add_discovered_peer                                 restore              Disconnected ◀┘
+        ▲  ▲                         │                             ▲ ▲                        │  ▲
+        │  └──────cancel_pairing─────┘                             │ │       mark_disconnected│  │mark_connected
+        └── add_discovered_peer                                 restore └─complete_pairing─ Disconnected
+
+Besides, a paired device that is not connected can be revoked, expire (`update`) or be removed; its trust, its name and
+whether its pairing is confirmed can change in any state. What is not drawn is refused with a `ConflictError`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from ..clock import Clock
-from ..errors import ConflictError, DeviceNotFoundError
+from ..errors import ConflictError, DeviceNotFoundError, InvalidRequestError
 from .connection import DeviceConnection
 from .records import ConnectionRecord, PairedDevice
+from .trust import Trust
 
 __all__ = ["Connected", "DeviceRegistry", "DeviceState", "Disconnected", "Discovered", "Paired", "Pairing"]
 
@@ -36,11 +42,15 @@ class Discovered:
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """In the middle of pairing."""
+    """In the middle of pairing.
+
+    :param before: what was known of the peer before, so that a pairing that fails loses nothing.
+    """
 
     peer_id: str
     session_id: uuid.UUID
     started_at: float
+    before: Discovered | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,31 +108,53 @@ class DeviceRegistry:
         if peer_id in self._by_peer:
             return False
         known = self._strangers.get(peer_id)
-        if not isinstance(known, Pairing):
-            self._strangers[peer_id] = Discovered(peer_id, addresses, self._clock.now())
+        seen = Discovered(peer_id, addresses, self._clock.now())
+        self._strangers[peer_id] = replace(known, before=seen) if isinstance(known, Pairing) else seen
         self._strangers.move_to_end(peer_id)
         if len(self._strangers) > MAX_STRANGERS:
-            self._strangers.popitem(last=False)
+            oldest = next((p for p, state in self._strangers.items() if isinstance(state, Discovered)), None)
+            if oldest is not None:
+                del self._strangers[oldest]
         return known is None
 
     def start_pairing(self, peer_id: str, session_id: uuid.UUID) -> None:
-        """A pairing with a peer has begun.
+        """A pairing with a peer has begun. One that is paired already is paired anew; its state stays until then.
 
         :raises ConflictError: it is being paired already.
         """
-        if isinstance(self._strangers.get(peer_id), Pairing):
+        known = self._strangers.get(peer_id)
+        if isinstance(known, Pairing):
             raise ConflictError("That peer is being paired already.")
-        self._strangers[peer_id] = Pairing(peer_id, session_id, self._clock.now())
+        self._strangers[peer_id] = Pairing(peer_id, session_id, self._clock.now(), known)
 
-    def cancel_pairing(self, peer_id: str) -> None:
-        """A pairing has ended without success."""
-        if isinstance(self._strangers.get(peer_id), Pairing):
-            self._strangers[peer_id] = Discovered(peer_id, (), self._clock.now())
+    def cancel_pairing(self, peer_id: str) -> bool:
+        """A pairing has ended without success: the peer is what it was before.
+
+        :returns: False if it was not being paired, then nothing changes.
+        """
+        pairing = self._strangers.get(peer_id)
+        if not isinstance(pairing, Pairing):
+            return False
+        if peer_id in self._by_peer:
+            del self._strangers[peer_id]
+        else:
+            self._strangers[peer_id] = pairing.before or Discovered(peer_id, (), self._clock.now())
+        return True
+
+    def stranger(self, peer_id: str) -> StrangerState | None:
+        """The state of a peer that is not paired, or that is being paired; None if it was never seen."""
+        return self._strangers.get(peer_id)
 
     # Paired devices
 
     def restore(self, device: PairedDevice, connection: ConnectionRecord) -> None:
-        """Put a device in as it was stored, at start."""
+        """Put a device in as it was stored, at start.
+
+        :raises ConflictError: it is there already, or it claims the id or the key of another device.
+        """
+        if device.device_id in self._devices:
+            raise ConflictError(f"{device.name} is known already.")
+        self.check_identity(device)
         self._put(Paired(device, connection))
 
     def complete_pairing(self, device: PairedDevice, connection: ConnectionRecord) -> None:
@@ -148,7 +180,12 @@ class DeviceRegistry:
             raise ConflictError("The device claims the identity of another paired device. Forget that one first.")
 
     def update(self, device: PairedDevice) -> None:
-        """Replace what is kept of a paired device, in whatever state it is."""
+        """Replace what is kept of a paired device, in whatever state it is.
+
+        :raises DeviceNotFoundError: it is not there.
+        :raises ConflictError: that change is not allowed, see `check_update`.
+        """
+        self.check_update(device)
         state = self.get(device.device_id)
         match state:
             case Paired():
@@ -157,6 +194,45 @@ class DeviceRegistry:
                 self._put(Connected(device, state.connection, state.live, state.connected_at))
             case Disconnected():
                 self._put(Disconnected(device, state.connection, state.last_seen, state.reason))
+
+    def check_update(self, device: PairedDevice) -> None:
+        """Whether what is kept of a device may change to this.
+
+        :raises DeviceNotFoundError: it is not there.
+        :raises ConflictError: it is another pairing (that is what `complete_pairing` is for), its trust would come
+            back from revoked or expired, a confirmed pairing would become pending, or it is connected and would lose
+            all trust (end that connection first).
+        """
+        state = self.get(device.device_id)
+        old = state.device
+        if (old.pairing_id, old.peer_id) != (device.pairing_id, device.peer_id):
+            raise ConflictError(f"{old.name} was paired anew meanwhile.")
+        if device.trust is not old.trust and (
+            old.trust is Trust.REVOKED or (old.trust is Trust.EXPIRED and device.trust is not Trust.REVOKED)
+        ):
+            raise ConflictError(f"{old.name} is {old.trust}; only pairing it again gives it trust.")
+        if device.pending and not old.pending:
+            raise ConflictError(f"The pairing with {old.name} is confirmed already.")
+        if isinstance(state, Connected) and device.trust.access is None:
+            raise ConflictError(f"{old.name} is still connected.")
+
+    def check_name(self, device_id: uuid.UUID, name: str) -> None:
+        """Whether a device can be called so on this device and still be found.
+
+        :raises DeviceNotFoundError: it is not there.
+        :raises InvalidRequestError: it is not a name: 1 to 64 printable characters, not only spaces, and no id.
+        :raises ConflictError: another device is called so.
+        """
+        self.get(device_id)
+        if not 0 < len(name) <= 64 or not name.isprintable() or name != name.strip():
+            raise InvalidRequestError("A device's name has 1 to 64 printable characters and no space at its ends.")
+        with contextlib.suppress(ValueError):
+            uuid.UUID(name)
+            raise InvalidRequestError("A device cannot be called like an id.")
+        for state in self._devices.values():
+            other = state.device
+            if other.device_id != device_id and name.casefold() in (other.name.casefold(), other.info.name.casefold()):
+                raise ConflictError(f"Another device is called {name!r} already.")
 
     def mark_connected(self, live: DeviceConnection) -> Connected:
         """A session to a device has been proven.
@@ -167,7 +243,7 @@ class DeviceRegistry:
         if isinstance(state, Connected):
             raise ConflictError("The device is connected already.")
         if state.device.trust.access is None:
-            raise ConflictError(f"The device is {state.device.trust}.")
+            raise ConflictError(f"{state.device.name} is {state.device.trust}.")
         now = self._clock.now()
         connected = Connected(state.device, state.connection.seen(now, live.dialled_address), live, now)
         self._put(connected)
@@ -223,7 +299,7 @@ class DeviceRegistry:
         return None
 
     def find(self, reference: str) -> PairedState:
-        """A paired device by name, id, or a unique prefix of either.
+        """A paired device by id, by its name here or its own, or by a unique prefix of any.
 
         :raises DeviceNotFoundError: none fits, or several do; then they are listed.
         """
@@ -231,27 +307,23 @@ class DeviceRegistry:
         states = self.devices()
         for matches in (
             [s for s in states if str(s.device.device_id) == wanted],
+            [s for s in states if s.device.name.casefold() == wanted],
             [s for s in states if s.device.info.name.casefold() == wanted],
-            [
-                s
-                for s in states
-                if wanted
-                and (str(s.device.device_id).startswith(wanted) or s.device.info.name.casefold().startswith(wanted))
-            ],
+            [s for s in states if wanted and any(text.startswith(wanted) for text in _searchable(s.device))],
         ):
             if len(matches) == 1:
                 return matches[0]
             if matches:
-                several = ", ".join(f"{s.device.info.name} ({str(s.device.device_id)[:8]})" for s in matches)
+                several = ", ".join(f"{s.device.name} ({str(s.device.device_id)[:8]})" for s in matches)
                 raise DeviceNotFoundError(f"{reference!r} fits several devices: {several}. Use more of the id.")
-        known = ", ".join(s.device.info.name for s in states)
+        known = ", ".join(s.device.name for s in states)
         raise DeviceNotFoundError(
             f"No paired device is called {reference!r}." + (f" Paired: {known}." if known else " None is paired yet.")
         )
 
     def devices(self) -> tuple[PairedState, ...]:
         """All paired devices, by name."""
-        return tuple(sorted(self._devices.values(), key=lambda s: (s.device.info.name.casefold(), s.device.device_id)))
+        return tuple(sorted(self._devices.values(), key=lambda s: (s.device.name.casefold(), s.device.device_id)))
 
     def strangers(self) -> tuple[StrangerState, ...]:
         """All peers that are not paired, latest seen last."""
@@ -260,3 +332,9 @@ class DeviceRegistry:
     def _put(self, state: PairedState) -> None:
         self._devices[state.device.device_id] = state
         self._by_peer[state.device.peer_id] = state.device.device_id
+
+
+def _searchable(device: PairedDevice) -> Iterator[str]:
+    yield str(device.device_id)
+    yield device.name.casefold()
+    yield device.info.name.casefold()
