@@ -21,14 +21,11 @@ import trio
 from anyio.abc import ObjectReceiveStream
 from libp2p.abc import IHost, INetStream
 from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL_ID
-from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.exceptions import (
     MuxedStreamClosed,
     MuxedStreamEOF,
@@ -47,6 +44,8 @@ from .dialler import Dialler
 from .hardening import MAX_MULTISTREAM_MESSAGE_BYTES
 from .host import Connection, Host, Network, SwarmLimits, make_upgrader
 from .interfaces import PortInUseError, check_listen, expand
+from .noise import PROTOCOL_ID as NOISE_PROTOCOL_ID
+from .noise import NoiseTransport
 from .yamux import YamuxStream
 
 __all__ = ["Libp2pSwarm", "SwarmLimits"]
@@ -190,12 +189,11 @@ class Libp2pSwarm(Swarm):
         self._id = ID.from_pubkey(key_pair.public_key)
         peerstore = PeerStore()
         peerstore.add_key_pair(self._id, key_pair)
-        noise = NoiseTransport(key_pair, noise_privkey=create_noise_key_pair().private_key)
         self._events = EventQueue()
         self._network = Network(
             self._id,
             peerstore,
-            make_upgrader({NOISE_PROTOCOL_ID: noise}, self._limits),
+            make_upgrader({NOISE_PROTOCOL_ID: NoiseTransport(key_pair)}, self._limits),
             [TCP()],
             limits=self._limits,
             emit=self._events.put,
