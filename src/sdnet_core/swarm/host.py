@@ -46,7 +46,9 @@ logger = logging.getLogger(__name__)
 _SIMULTANEOUS_S = 15.0
 """Connections in opposite directions that are made within this time were dialled at once: no dial takes longer."""
 _DRAIN_IDLE_S = 1.0
-"""How long the surplus connection of two must have had no stream before it is closed."""
+"""How long the surplus connection of two must have had no stream before the lower of the peers closes it."""
+_DRAIN_FOREIGN_IDLE_S = 4.0
+"""The same for the higher one, whose peer may be another implementation that keeps both connections for ever."""
 _CLOSE_ALL_S = 0.7
 
 
@@ -344,7 +346,8 @@ class Network(Libp2pNetwork):
             old: Connection = others[0]
             if new.way is not old.way and new.opened_at - old.opened_at < _SIMULTANEOUS_S:
                 # Both sides dialled at once and have both connections now. Both prefer the one that the lower peer id
-                # dialled; the lower also closes the other one, once no stream is left on it.
+                # dialled; the lower also closes the other one, once no stream is left on it, and the higher does so
+                # later if the lower has not.
                 we_are_lower = self.self_id.to_bytes() < peer_id.to_bytes()
                 lower_dialled = Direction.OUTBOUND if we_are_lower else Direction.INBOUND
                 new.generation = old.generation
@@ -352,8 +355,8 @@ class Network(Libp2pNetwork):
                     self.connections[peer_id] = [new, *others]
                 else:
                     self.connections[peer_id] = [*others, new]
-                if we_are_lower:
-                    self.start_soon(self._drain, old if new.way is lower_dialled else new)
+                idle_s = _DRAIN_IDLE_S if we_are_lower else _DRAIN_FOREIGN_IDLE_S
+                self.start_soon(self._drain, old if new.way is lower_dialled else new, idle_s)
                 return
             # The peer has connected anew: it has lost the old connection, even if we were not told.
             for connection in list(others):
@@ -365,17 +368,17 @@ class Network(Libp2pNetwork):
         self._emit(Connected(str(peer_id), new.address, new.way, new.generation))
         self.connected.unpark_all()
 
-    async def _drain(self, connection: Connection) -> None:
-        """Close the surplus one of two connections when it has had no streams for a while."""
+    async def _drain(self, connection: Connection, idle_s: float) -> None:
+        """Close the surplus one of two connections when it has had no streams for ``idle_s``."""
         idle_since = trio.current_time()
         while not connection.is_closed:
             if connection.muxed_conn.streams:
                 idle_since = trio.current_time()
-            if trio.current_time() - idle_since >= _DRAIN_IDLE_S:
+            if trio.current_time() - idle_since >= idle_s:
                 if len(self.connections.get(connection.peer_id, [])) > 1:
                     await connection.close()
                 return
-            with trio.move_on_after(_DRAIN_IDLE_S / 4):
+            with trio.move_on_after(idle_s / 4):
                 await connection.event_closed.wait()
 
     def unregister(self, connection: Connection, reason: str) -> None:
