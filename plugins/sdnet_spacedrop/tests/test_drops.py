@@ -14,7 +14,7 @@ from sdnet_core.errors import ConflictError, DeviceNotFoundError, InvalidRequest
 from sdnet_core.testing import linked_nodes, memory_node
 from sdnet_core.testing import pair as pair_nodes
 from sdnet_file_transfer import FileTransferService
-from sdnet_spacedrop import outgoing
+from sdnet_spacedrop import drops, outgoing
 
 from .conftest import PLUGINS, configure, run_pair, side
 
@@ -272,3 +272,19 @@ async def test_wrong_requests_are_refused(home: Path, make_file: MakeFile, tmp_p
         with pytest.raises(InvalidRequestError):
             await pair.receiver.drops.accept(drop.id, photo)
         assert [offer.id for offer in pair.receiver.drops.pending()] == [drop.id]
+
+
+async def test_what_is_kept_is_bounded(home: Path, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drops, "MAX_KEPT", 3)
+    async with run_pair(home) as pair:
+        sent = []
+        for number in range(5):
+            sent.append(await pair.send(make_file(f"{number}.txt", 10)))
+            await pair.receiver.offered()
+            await pair.receiver.drops.reject(sent[-1].id)
+            await pair.sender.until(sent[-1], "rejected")
+        kept = [drop.id for drop in reversed(sent[2:])]
+        assert [drop.id for drop in pair.receiver.drops.drops()] == kept
+    async with run_pair(home, paired=False) as pair:
+        assert [drop.id for drop in pair.receiver.drops.drops()] == kept
+        assert [drop.state for drop in pair.sender.drops.drops()] == ["rejected"] * 3

@@ -89,6 +89,7 @@ class _Saved(msgspec.Struct, frozen=True, kw_only=True):
 class Drop:
     """One drop, owned by the service.
 
+    :ivar concluded: its end is stored, so far as it is kept, and was told.
     :ivar conversation: counts the streams on which it was asked about; only the last one may end it.
     :ivar folder: where it goes at the receiver.
     :ivar sources: what is sent, at the sender.
@@ -108,6 +109,7 @@ class Drop:
     done_bytes: int = 0
     rate_bytes_s: float = 0.0
     asked: bool = False
+    concluded: bool = False
     conversation: int = 0
     answered: anyio.Event = field(default_factory=anyio.Event)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
@@ -170,14 +172,16 @@ class _Changes(AsyncIterator[DropStatus]):
         self._last = False
 
     async def __anext__(self) -> DropStatus:
+        drop = self._drop
         if self._last:
             raise StopAsyncIteration
         if self._next is not None:
             await self._next.wait()
-        self._next = self._drop._changed
-        status = self._drop.status()
-        self._last = DropState(status.state).ended
-        return status
+        while drop.state.ended and not drop.concluded:  # an end is told when it is stored
+            await drop._changed.wait()
+        self._next = drop._changed
+        self._last = drop.concluded
+        return drop.status()
 
 
 class DropBook:
@@ -235,6 +239,10 @@ class DropBook:
         machine = drop.machine
         drop.ended_at = now
         drop.rate_bytes_s = 0.0
+        if machine.role is Role.SENDER or drop.answered_at is not None:
+            await self._try_save(drop)
+        await self._prune()
+        drop.concluded = True
         drop.answered.set()
         drop.notify()
         about: dict[str, Any] = {
@@ -248,9 +256,6 @@ class DropBook:
         elif machine.state is not DropState.REJECTED:
             state, reason = str(machine.state), machine.reason
             self._ctx.publish(SpacedropFailed(drop_id=drop.id, state=state, reason=reason, **about))
-        if machine.role is Role.SENDER or drop.answered_at is not None:
-            await self._try_save(drop)
-        await self._prune()
 
     async def _prune(self) -> None:
         over = [drop for drop in self if drop.ended_at is not None]
@@ -305,6 +310,7 @@ class DropBook:
             paths=status.paths,
             sources=saved.sources,
             done_bytes=status.done_bytes,
+            concluded=machine.state.ended,
         )
         drop.answered.set()
         self._drops[drop.id] = drop

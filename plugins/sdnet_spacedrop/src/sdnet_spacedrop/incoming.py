@@ -104,7 +104,7 @@ class IncomingDrops:
         if known is not None:
             drop = known
             _receiver(drop).resume()
-            drop.answered, drop.ended_at = anyio.Event(), None
+            drop.answered, drop.ended_at, drop.concluded = anyio.Event(), None, False
             drop.expires_at = self._ctx.clock.now() + timeout_s
         else:
             drop = self._book.add(ReceiverMachine(request), device, timeout_s=timeout_s)
