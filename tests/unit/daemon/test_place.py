@@ -131,9 +131,13 @@ def test_the_log_is_private_and_rotates(
     config: Config, root_logger: logging.Logger, capfd: pytest.CaptureFixture[str]
 ) -> None:
     small = replace(config, log=LogSettings(level="info", max_bytes=4096, backups=2))
-    configure_logging(small, foreground=True)
+    handlers = configure_logging(small, foreground=True)
     for number in range(300):
-        logging.getLogger("sdnet_test").info("line %d of some length, with \ud800 in it", number)
+        # Given to the handlers themselves: what a logger gets pytest keeps too, and its workers cannot pass this on.
+        record = logging.LogRecord("sdnet_test", logging.INFO, __file__, 1, f"line {number}, with \ud800", None, None)
+        for handler in handlers:
+            handler.handle(record)
+    logging.getLogger("sdnet_test").info("fine enough")
     logging.getLogger("libp2p.some.part").info("chatter")
     logging.getLogger("sdnet_test").debug("too fine")
     files = sorted(config.paths.logs.iterdir())
@@ -143,6 +147,7 @@ def test_the_log_is_private_and_rotates(
     assert all(file.stat().st_size <= 4096 for file in files)
     text = config.paths.log_file.read_text()
     assert "line 299" in text
+    assert "fine enough" in text
     assert "chatter" not in text
     assert "too fine" not in text
     assert "line 299" in capfd.readouterr().err
