@@ -48,13 +48,20 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the unit, layer, integration and plugin tests."""
-    session.run(*PYTEST, "--ignore=tests/e2e", "--ignore=tests/packaging", *session.posargs)
+    session.run(*PYTEST, "--ignore=tests/e2e", "--ignore=tests/interop", "--ignore=tests/packaging", *session.posargs)
 
 
 @nox.session
 def e2e(session: nox.Session) -> None:
     """Run the tests that drive daemons as processes through the command line."""
     session.run(*PYTEST, "tests/e2e", *session.posargs)
+
+
+@nox.session
+def interop(session: nox.Session) -> None:
+    """Run the tests against other libp2p implementations; here one that is missing is a failure."""
+    session.run(PYTHON, "tests/interop/js_setup.py")
+    session.run(*PYTEST, "tests/interop", *session.posargs, env={"SDNET_INTEROP": "required"})
 
 
 @nox.session
@@ -77,6 +84,12 @@ def test(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """Let two devices on this machine pair, talk and send files."""
     session.run(PYTHON, "tools/demo.py", *session.posargs)
+
+
+@nox.session
+def bench_swarm(session: nox.Session) -> None:
+    """Measure the swarm beside stock py-libp2p and bare sockets; takes `-- --quick|--case NAME|--profile NAME`."""
+    session.run(PYTHON, "-m", "benchmarks.bench_swarm", *session.posargs)
 
 
 @nox.session

@@ -1,0 +1,1 @@
+"""Benchmarks: this project's parts beside their peers, in one run on one machine."""
