@@ -15,8 +15,8 @@ REQUIRED = "SDNET_INTEROP"
 
 
 @pytest.fixture(scope="session")
-def node_program() -> str:
-    """The path of ``node``, with the packages of the js-libp2p peer installed."""
+def node_command() -> tuple[str, ...]:
+    """The command that runs ``node``, with the packages of the js-libp2p peer installed."""
     try:
         return prepare()
     except UnavailableError as reason:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -99,13 +99,14 @@ class JsPeer:
 
 
 @asynccontextmanager
-async def js_peer(node_program: str, *, mdns: bool = False) -> AsyncIterator[JsPeer]:
+async def js_peer(node_command: Sequence[str], *, mdns: bool = False) -> AsyncIterator[JsPeer]:
     """Run a js-libp2p node that listens on 127.0.0.1.
 
+    :param node_command: runs ``node``.
     :param mdns: whether it announces itself and browses. It does so on every interface there is, so only where
         loopback is the only one.
     """
-    command = [node_program, str(PEER), json.dumps({"mdns": mdns})]
+    command = [*node_command, str(PEER), json.dumps({"mdns": mdns})]
     # Its standard error goes to ours, where pytest shows it with a failing test.
     process = await anyio.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None)
     try:

@@ -20,7 +20,9 @@ DIRECTORY = Path(__file__).parent / "js"
 PEER = DIRECTORY / "peer.mjs"
 _LOCK = DIRECTORY / "package-lock.json"
 _STAMP = DIRECTORY / "node_modules" / ".sdnet-lock.sha256"
-OLDEST_NODE = 20
+OLDEST_NODE = 18
+# What js-libp2p takes for granted and these releases have behind flags.
+_NODE_18_FLAGS = ("--experimental-global-customevent", "--experimental-global-webcrypto")
 INSTALL_TIMEOUT_S = 180
 
 
@@ -28,10 +30,10 @@ class UnavailableError(Exception):
     """The peer cannot be run on this machine; the text says why."""
 
 
-def prepare() -> str:
+def prepare() -> tuple[str, ...]:
     """Make sure that the peer can be run.
 
-    :returns: the path of the ``node`` program.
+    :returns: the command that runs ``node``.
     :raises UnavailableError: it is missing or too old, or the packages are missing and cannot be installed.
     """
     node = shutil.which("node")
@@ -47,7 +49,7 @@ def prepare() -> str:
         if not _STAMP.exists() or _STAMP.read_text(encoding="ascii") != wanted:
             _install()
             _STAMP.write_text(wanted, encoding="ascii")
-    return node
+    return (node, *_NODE_18_FLAGS) if int(major[1]) < 20 else (node,)
 
 
 def _install() -> None:

@@ -44,9 +44,9 @@ async def running(seed: bytes | None = None) -> AsyncIterator[Libp2pSwarm]:
 
 
 @asynccontextmanager
-async def connected(node_program: str, dialler: Dialler) -> AsyncIterator[tuple[Libp2pSwarm, JsPeer]]:
+async def connected(node_command: tuple[str, ...], dialler: Dialler) -> AsyncIterator[tuple[Libp2pSwarm, JsPeer]]:
     """Our swarm and a js-libp2p node with one connection between them, both of which know of it."""
-    async with js_peer(node_program) as js, running() as swarm:
+    async with js_peer(node_command) as js, running() as swarm:
         if dialler == "we dial":
             await swarm.dial(js.peer_id, js.addresses)
         else:
@@ -112,8 +112,8 @@ def assert_echoed(result: dict[str, Any], size: int) -> None:
 
 
 @both_ways
-async def test_noise_and_yamux_are_agreed_on(node_program: str, dialler: Dialler) -> None:
-    async with connected(node_program, dialler) as (swarm, js):
+async def test_noise_and_yamux_are_agreed_on(node_command: tuple[str, ...], dialler: Dialler) -> None:
+    async with connected(node_command, dialler) as (swarm, js):
         (connection,) = await js.ask("connections", peer=swarm.peer_id)
         assert connection["encryption"] == "/noise"
         assert connection["multiplexer"] == "/yamux/1.0.0"
@@ -126,12 +126,12 @@ async def test_noise_and_yamux_are_agreed_on(node_program: str, dialler: Dialler
 
 
 @both_ways
-async def test_both_sides_identify_each_other(node_program: str, dialler: Dialler) -> None:
+async def test_both_sides_identify_each_other(node_command: tuple[str, ...], dialler: Dialler) -> None:
     from libp2p.identity.identify.identify import parse_identify_response
     from libp2p.peer.id import ID
     from multiaddr import Multiaddr
 
-    async with connected(node_program, dialler) as (swarm, js):
+    async with connected(node_command, dialler) as (swarm, js):
         (connection,) = await js.ask("connections", peer=swarm.peer_id)
         seen = await js.event("identified", peer=swarm.peer_id)
         assert seen["agent"] == AGENT
@@ -142,6 +142,9 @@ async def test_both_sides_identify_each_other(node_program: str, dialler: Dialle
         if dialler == "we dial":
             assert seen["observed"] == js.addresses[0]
 
+        # Ours does it in the background; js-libp2p answers one such question at a time.
+        peerstore, js_id = swarm.host.get_peerstore(), ID.from_base58(js.peer_id)
+        await until(lambda: ECHO in peerstore.supports_protocols(js_id, [ECHO]))
         stream = await swarm.open_stream(js.peer_id, [IDENTIFY])
         message = parse_identify_response(await read_all(stream))
         assert message.agent_version.startswith("js-libp2p/")
@@ -149,17 +152,14 @@ async def test_both_sides_identify_each_other(node_program: str, dialler: Dialle
         assert [str(Multiaddr(address)) for address in message.listen_addrs] == list(js.addresses)
         observed = str(Multiaddr(message.observed_addr)).partition("/p2p/")[0]
         assert observed == connection["address"].partition("/p2p/")[0]
-        # And of its own accord, in the background.
-        peerstore = swarm.host.get_peerstore()
-        await until(lambda: ECHO in peerstore.supports_protocols(ID.from_base58(js.peer_id), [ECHO]))
 
 
 @both_ways
-async def test_pings(node_program: str, dialler: Dialler) -> None:
+async def test_pings(node_command: tuple[str, ...], dialler: Dialler) -> None:
     from libp2p.host.ping import PingService
     from libp2p.peer.id import ID
 
-    async with connected(node_program, dialler) as (swarm, js):
+    async with connected(node_command, dialler) as (swarm, js):
         for _ in range(3):
             assert await js.ask("ping", peer=swarm.peer_id) < 5000
             assert await js.ask("muxer-ping", peer=swarm.peer_id) < 5000
@@ -169,21 +169,21 @@ async def test_pings(node_program: str, dialler: Dialler) -> None:
 
 
 @both_ways
-async def test_16_mib_come_back_after_we_ended_our_direction(node_program: str, dialler: Dialler) -> None:
-    async with connected(node_program, dialler) as (swarm, js):
+async def test_16_mib_come_back_after_we_ended_our_direction(node_command: tuple[str, ...], dialler: Dialler) -> None:
+    async with connected(node_command, dialler) as (swarm, js):
         data = random.Random(1).randbytes(BULK_BYTES)
         assert await send_and_receive(swarm, js.peer_id, ECHO, data) == data
 
 
 @both_ways
-async def test_16_mib_go_back_after_js_ended_its_direction(node_program: str, dialler: Dialler) -> None:
-    async with connected(node_program, dialler) as (swarm, js):
+async def test_16_mib_go_back_after_js_ended_its_direction(node_command: tuple[str, ...], dialler: Dialler) -> None:
+    async with connected(node_command, dialler) as (swarm, js):
         assert_echoed(await js.ask("echo", peer=swarm.peer_id, bytes=BULK_BYTES), BULK_BYTES)
 
 
 @both_ways
-async def test_an_answer_that_waits_for_the_end(node_program: str, dialler: Dialler) -> None:
-    async with connected(node_program, dialler) as (swarm, js):
+async def test_an_answer_that_waits_for_the_end(node_command: tuple[str, ...], dialler: Dialler) -> None:
+    async with connected(node_command, dialler) as (swarm, js):
         for size in (0, 1, 1_000_000):
             data = random.Random(size).randbytes(size)
             answer = await send_and_receive(swarm, js.peer_id, DIGEST, data)
@@ -193,8 +193,8 @@ async def test_an_answer_that_waits_for_the_end(node_program: str, dialler: Dial
 
 
 @both_ways
-async def test_100_streams_at_once_in_each_direction(node_program: str, dialler: Dialler) -> None:
-    async with connected(node_program, dialler) as (swarm, js):
+async def test_100_streams_at_once_in_each_direction(node_command: tuple[str, ...], dialler: Dialler) -> None:
+    async with connected(node_command, dialler) as (swarm, js):
 
         async def one(number: int) -> None:
             data = random.Random(number).randbytes(number * 20)
@@ -214,8 +214,10 @@ async def test_100_streams_at_once_in_each_direction(node_program: str, dialler:
 
 @both_ways
 @pytest.mark.parametrize("resetter", ["we reset", "js resets"])
-async def test_a_reset_of_a_stream_that_we_opened(node_program: str, dialler: Dialler, resetter: str) -> None:
-    async with connected(node_program, dialler) as (swarm, js):
+async def test_a_reset_of_a_stream_that_we_opened(
+    node_command: tuple[str, ...], dialler: Dialler, resetter: str
+) -> None:
+    async with connected(node_command, dialler) as (swarm, js):
         stream = await swarm.open_stream(js.peer_id, [HOLD])
         key = (await js.event("held"))["key"]
         with anyio.fail_after(15):
@@ -232,7 +234,9 @@ async def test_a_reset_of_a_stream_that_we_opened(node_program: str, dialler: Di
 
 @both_ways
 @pytest.mark.parametrize("resetter", ["we reset", "js resets"])
-async def test_a_reset_of_a_stream_that_js_opened(node_program: str, dialler: Dialler, resetter: str) -> None:
+async def test_a_reset_of_a_stream_that_js_opened(
+    node_command: tuple[str, ...], dialler: Dialler, resetter: str
+) -> None:
     opened, streams = anyio.create_memory_object_stream[SwarmStream](1)
     done = anyio.Event()
 
@@ -240,7 +244,7 @@ async def test_a_reset_of_a_stream_that_js_opened(node_program: str, dialler: Di
         await opened.send(stream)
         await done.wait()
 
-    async with connected(node_program, dialler) as (swarm, js), opened, streams:
+    async with connected(node_command, dialler) as (swarm, js), opened, streams:
         swarm.set_stream_handler(HOLD, handle)
         key = await js.ask("hold", peer=swarm.peer_id)
         with anyio.fail_after(15):
@@ -259,8 +263,8 @@ async def test_a_reset_of_a_stream_that_js_opened(node_program: str, dialler: Di
 
 @both_ways
 @pytest.mark.parametrize("closer", ["we hang up", "js hangs up"])
-async def test_a_closed_connection_is_noticed(node_program: str, dialler: Dialler, closer: str) -> None:
-    async with connected(node_program, dialler) as (swarm, js):
+async def test_a_closed_connection_is_noticed(node_command: tuple[str, ...], dialler: Dialler, closer: str) -> None:
+    async with connected(node_command, dialler) as (swarm, js):
         if closer == "we hang up":
             await swarm.hang_up(js.peer_id)
             await js.event("disconnected", peer=swarm.peer_id)
@@ -275,8 +279,8 @@ async def test_a_closed_connection_is_noticed(node_program: str, dialler: Dialle
 
 
 @pytest.mark.parametrize("lower", ["we are lower", "js is lower"])
-async def test_both_dial_at_once(node_program: str, lower: str) -> None:
-    async with js_peer(node_program) as js:
+async def test_both_dial_at_once(node_command: tuple[str, ...], lower: str) -> None:
+    async with js_peer(node_command) as js:
         js_key = public_key_from_peer_id(js.peer_id)
         seed = os.urandom(32)
         while (NetworkIdentity(seed).public_key < js_key) is not (lower == "we are lower"):
@@ -299,10 +303,10 @@ async def test_both_dial_at_once(node_program: str, lower: str) -> None:
             assert_echoed(await js.ask("echo", peer=swarm.peer_id, bytes=7), 7)
 
 
-async def test_another_peer_than_expected_is_refused(node_program: str) -> None:
+async def test_another_peer_than_expected_is_refused(node_command: tuple[str, ...]) -> None:
     """The other way round js-libp2p 2.10 itself does not look, whoever it dials."""
     other = NetworkIdentity(os.urandom(32)).peer_id
-    async with js_peer(node_program) as js, running() as swarm:
+    async with js_peer(node_command) as js, running() as swarm:
         with pytest.raises(ConnectionFailedError):
             await swarm.dial(other, js.addresses)
         assert not swarm.is_connected(other)
