@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import tracemalloc
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
@@ -235,6 +237,23 @@ async def test_a_cancelled_read_loses_nothing() -> None:
             assert scope.cancelled_caught
             await dialler.write(bytes([number]))
             assert await listener.read() == bytes([number])
+
+
+async def test_idle_sessions_keep_no_buffers() -> None:
+    dialling, listening = NoiseTransport(ALICE), NoiseTransport(BOB)
+    async with AsyncExitStack() as stack:
+        pairs = [await stack.enter_async_context(raw_pair()) for _ in range(20)]
+        sessions = [await handshake(dialling, listening, pair) for pair in pairs]
+        tracemalloc.start()
+        try:
+            for dialler, listener in sessions:
+                await exchange(dialler, listener, 500_000)
+            gc.collect()
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    # One spare buffer of 256 KiB in each transport, not one in each of the 40 sessions.
+    assert kept < 1_000_000
 
 
 async def test_an_orderly_end() -> None:
