@@ -27,6 +27,7 @@ __all__ = [
     "SerializationError",
     "StorageError",
     "TransportError",
+    "TryLaterError",
 ]
 
 
@@ -144,6 +145,10 @@ class RefusedError(NetworkingError):
     code = "refused"
     http_status = 403
     exit_code = 4
+
+
+class TryLaterError(RefusedError):
+    """It cannot be taken now, for want of room. A message stays in the sender's outbox and comes again later."""
 
 
 class EncryptionError(NetworkingError):
