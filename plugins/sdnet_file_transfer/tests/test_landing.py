@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import os
-import resource
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from sdnet_core.errors import StorageError
 from sdnet_file_transfer import messages as m
 from sdnet_file_transfer.landing import MARK_BYTES, DiskFullError, Landing, MismatchError, remove_staging, staging_name
 
+FileSizeLimit = Callable[[int], AbstractContextManager[None]]
 Tree = dict[str, bytes | None]
 MTIME = 1_600_000_000_123_456_789
 STAGING = staging_name("00")
@@ -368,17 +368,7 @@ def test_the_private_folder_is_private(tmp_path: Path) -> None:
     made.discard()
 
 
-@contextmanager
-def file_size_limit(limit: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_disk_that_takes_no_more_is_said_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_a_disk_that_takes_no_more_is_said_and_nothing_is_lost(tmp_path: Path, file_size_limit: FileSizeLimit) -> None:
     data = os.urandom(6 * STEP)
     item = file("x", data)
     made, _ = landing(tmp_path, item)

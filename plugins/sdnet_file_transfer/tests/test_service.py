@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,14 @@ import pytest
 from anyio.abc import TaskGroup, TaskStatus
 
 from sdnet_core import NetworkingCore
-from sdnet_core.clock import SystemRandomness
 from sdnet_core.errors import ConflictError, DeviceNotFoundError, InvalidRequestError, NotFoundError
 from sdnet_core.events import DeviceRemoved
-from sdnet_core.swarm.memory import MemoryNetwork
-from sdnet_core.testing import LinkedNodes, MemoryDiscovery, linked_nodes, memory_node, pair
+from sdnet_core.testing import LinkedNodes, MemoryDiscovery, MemoryNetwork, linked_nodes, memory_node, pair
 from sdnet_file_transfer import FileTransferPlugin, FileTransferService, Transfer, TransferEvent, TransferState
 
 pytestmark = pytest.mark.anyio
 
+FileSizeLimit = Callable[[int], AbstractContextManager[None]]
 Tree = dict[str, bytes | None]
 MakeTree = Callable[[str, Tree], Path]
 ReadTree = Callable[[Path], Tree]
@@ -321,7 +319,8 @@ async def restartable(home: Path) -> AsyncIterator[Restartable]:
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             nodes = Restartable(home, tasks)
-            await pair(await nodes.start(0), await nodes.start(1), SystemRandomness())
+            first = await nodes.start(0)
+            await pair(first, await nodes.start(1), first.randomness)
             yield nodes
             await nodes.stop(0)
             await nodes.stop(1)
@@ -436,17 +435,9 @@ async def test_files_that_change_or_vanish_are_said_and_the_others_arrive(
         assert os.listdir(downloads(b)) == ["src"]
 
 
-@contextmanager
-def file_size_limit(limit: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-async def test_a_disk_that_takes_no_more_is_said_on_both_sides(tmp_path: Path, big: Path) -> None:
+async def test_a_disk_that_takes_no_more_is_said_on_both_sides(
+    tmp_path: Path, big: Path, file_size_limit: FileSizeLimit
+) -> None:
     async with two(tmp_path / "home") as nodes:
         a, b = nodes
         with file_size_limit(10 << 20):

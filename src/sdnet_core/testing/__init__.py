@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..swarm.memory import MemoryNetwork
 from .nodes import LinkedNodes, MemoryDiscovery, linked_nodes, memory_node, pair
 
-__all__ = ["LinkedNodes", "MemoryDiscovery", "linked_nodes", "memory_node", "pair"]
+__all__ = ["LinkedNodes", "MemoryDiscovery", "MemoryNetwork", "linked_nodes", "memory_node", "pair"]
