@@ -23,8 +23,9 @@ from benchmarks.swarm_cases import CASES, LIMITS, QUICK, RATIOS, Run, Scale, pro
 _OUT = ROOT / "benchmarks" / "out"
 _DOCS = ROOT / "docs" / "benchmarks.md"
 _STACKS = ("sdnet", "stock", "raw", "raw_aead")
-_PROFILE_S = 4.0
+_PROFILE_S = 8.0
 _SHOWN = 30
+_QUIET_CORES = 0.2
 
 
 async def _measure(console: Console, names: list[str], scale: Scale) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def _profile(console: Console, case: str, stack: str) -> None:
     listener, dialler = anyio.run(profile, case, stack, _PROFILE_S, backend="trio")
     lines: list[str] = []
     for side, found in (("dialling and sending side", dialler), ("listening and receiving side", listener)):
-        lines.append(f"{case} on {stack}: {side}, {found['samples']} samples of 1 ms CPU time")
+        lines.append(f"{case} on {stack}: {side}, {found['samples']} samples of CPU time")
         for title, key in (("own time", "own"), ("with callees", "with_callees"), ("by line", "lines")):
             lines += ["", f"  {title}"]
             lines += [f"  {100 * share:5.1f} %  {name}" for name, share in found[key][:_SHOWN]]
@@ -118,6 +119,8 @@ def main() -> int:
         console.print(str(exc), style="red", highlight=False, markup=False)
         return 1
     report.show(console, found, RATIOS)
+    if (busy := found["machine"]["other_load_cores"]) and busy > _QUIET_CORES:
+        console.print(f"Other programs kept {busy:g} cores busy meanwhile: repeat on a quiet machine.", style="yellow")
     whole = not options.case and not options.quick
     path = _OUT / ("bench_swarm.json" if whole else "bench_swarm.partial.json")
     report.write_json(path, found)

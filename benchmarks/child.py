@@ -79,7 +79,7 @@ def _name(code: Any) -> str:
 
 
 class _Sampler:
-    """Looks at the stack every millisecond of CPU time.
+    """Looks at the stack every millisecond of CPU time, or as often as the kernel's clock ticks (often every 4 ms).
 
     Time inside a C function counts for the line that called it. Being interrupted costs every function the same, so
     unlike a tracing profiler it does not make small functions look dear.

@@ -53,7 +53,7 @@ class Scale:
 
     rounds: int = 5
     seconds: float = 0.8
-    connects: int = 6
+    connects: int = 5
     held: int = 2000
     stock_held: int = 500
 

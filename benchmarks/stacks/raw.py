@@ -22,6 +22,7 @@ _KEY = bytes(32)
 _PLAINTEXT_BYTES = 65_519
 _TAG_BYTES = 16
 _RECEIVE_BYTES = 262_144
+_LENGTH = struct.Struct("!H")
 
 
 class _Sealed:
@@ -32,24 +33,37 @@ class _Sealed:
         self._aead = ChaCha20Poly1305(_KEY)
         self._sent = 0
         self._received = 0
+        self._out = bytearray()
         self._buffer = bytearray(_RECEIVE_BYTES)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
 
     async def send(self, data: bytes) -> None:
+        """Seal all of it in place and hand it to the kernel at once."""
         view = memoryview(data)
-        for at in range(0, len(view), _PLAINTEXT_BYTES):
-            plaintext = view[at : at + _PLAINTEXT_BYTES]
-            sealed = self._aead.encrypt(self._sent.to_bytes(12, "little"), plaintext, None)
-            self._sent += 1
-            await self._stream.send_all(len(sealed).to_bytes(2, "big") + sealed)
+        messages = -(-len(view) // _PLAINTEXT_BYTES)
+        total = len(view) + messages * (_LENGTH.size + _TAG_BYTES)
+        if len(self._out) < total:
+            self._out = bytearray(total)
+        with memoryview(self._out) as out:
+            end = 0
+            for at in range(0, len(view), _PLAINTEXT_BYTES):
+                plaintext = view[at : at + _PLAINTEXT_BYTES]
+                sealed_bytes = len(plaintext) + _TAG_BYTES
+                _LENGTH.pack_into(out, end, sealed_bytes)
+                end += _LENGTH.size
+                nonce = self._sent.to_bytes(12, "little")
+                self._aead.encrypt_into(nonce, plaintext, None, out[end : end + sealed_bytes])
+                end += sealed_bytes
+                self._sent += 1
+            await self._stream.send_all(out[:total])
 
     async def receive(self, _max_bytes: int) -> bytes:
         """The next message, whatever its length."""
         while True:
             held = self._end - self._start
             if held >= 2:
-                (length,) = struct.unpack_from("!H", self._buffer, self._start)
+                (length,) = _LENGTH.unpack_from(self._buffer, self._start)
                 if held >= 2 + length:
                     sealed = self._view[self._start + 2 : self._start + 2 + length]
                     self._start += 2 + length
