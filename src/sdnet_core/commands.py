@@ -13,11 +13,26 @@ from typing import Any
 
 import anyio
 
+from .devices.delivery import Priority
+from .devices.trust import Trust
 from .errors import NotRunningError
 from .identity import DeviceInfo
 from .swarm.abc import SwarmEvent
 
-__all__ = ["AddPairedDevice", "Command", "CommandChannel", "ConfirmPairing", "SendMessage", "SwarmHappened"]
+__all__ = [
+    "AddPairedDevice",
+    "Command",
+    "CommandChannel",
+    "ConfirmPairing",
+    "ForgetDevice",
+    "PairingCommand",
+    "PairingLost",
+    "RenameDevice",
+    "RevokeDevice",
+    "SendMessage",
+    "SetTrust",
+    "SwarmHappened",
+]
 
 CAPACITY = 256
 
@@ -31,11 +46,14 @@ class SwarmHappened:
 
 @dataclass(frozen=True, slots=True)
 class SendMessage:
-    """Queue a message to a device; its answer goes to the protocol's ``handle_response``."""
+    """Put a message into the outbox; gives it before it is stored."""
 
     device_id: uuid.UUID
     protocol_name: str
-    data: bytes
+    data: bytes = field(repr=False)
+    priority: Priority = Priority.NORMAL
+    ttl_s: float | None = None
+    message_id: uuid.UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +75,48 @@ class ConfirmPairing:
     pairing_id: uuid.UUID
 
 
-Command = SwarmHappened | SendMessage | AddPairedDevice | ConfirmPairing
+@dataclass(frozen=True, slots=True)
+class PairingLost:
+    """The other side has ended a pairing, or never confirmed it."""
+
+    device_id: uuid.UUID
+    pairing_id: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetTrust:
+    """Trust a device more or less."""
+
+    device_id: uuid.UUID
+    trust: Trust
+
+
+@dataclass(frozen=True, slots=True)
+class RenameDevice:
+    """Call a device something else on this one; by its own name again when None."""
+
+    device_id: uuid.UUID
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeDevice:
+    """Cut a device off and refuse it from now on."""
+
+    device_id: uuid.UUID
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetDevice:
+    """End the pairing with a device and keep nothing of it."""
+
+    device_id: uuid.UUID
+
+
+PairingCommand = AddPairedDevice | ConfirmPairing | PairingLost | SetTrust | RenameDevice | RevokeDevice | ForgetDevice
+"""What changes pairings."""
+Command = SwarmHappened | SendMessage | PairingCommand
 
 
 @dataclass(eq=False, slots=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .clock import Clock, Randomness, Runner
-from .devices.trust import RemoteDevice
+from .devices.delivery import InboundMessage, Priority
+from .devices.trust import RemoteDevice, Trust
 from .errors import PluginError
 from .events import NetworkEvent, Subscription
 from .identity import DeviceInfo
@@ -17,6 +19,7 @@ from .protocols.handler import Capability, PeerStream
 
 if TYPE_CHECKING:
     from .core import NetworkingCore
+    from .core_messages import WaitingMessage
     from .discovery.candidates import CandidateStream
     from .storage import SecureStorage
 
@@ -128,6 +131,8 @@ class PluginContext:
         :raises NetworkTimeoutError: it did not answer within ``timeout_s``.
         """
         self._require(Capability.STRANGERS)
+        if Capability.PAIR in self._capabilities:
+            self._core.gate.expect(peer_id)
         return await self._core.open_stranger_stream(
             peer_id, addresses, protocol_name, version=version, timeout_s=timeout_s
         )
@@ -139,12 +144,77 @@ class PluginContext:
         """
         return await self._core.request(device_id, protocol_name, data, timeout_s=timeout_s)
 
-    async def send_message(self, device_id: uuid.UUID, protocol_name: str, data: bytes) -> None:
-        """Send one message without waiting for its answer, which goes to our handler's ``handle_response``.
+    async def send_message(
+        self,
+        device_id: uuid.UUID,
+        protocol_name: str,
+        data: bytes,
+        *,
+        priority: Priority = Priority.NORMAL,
+        ttl_s: float | None = None,
+        message_id: uuid.UUID | None = None,
+    ) -> uuid.UUID:
+        """Put one message into the outbox, durably before this returns. It goes out when the device is connected.
 
-        Returns when the command channel has taken the message (it is bounded: back-pressure).
+        Messages of one protocol and priority arrive in the order of these calls. Delivery is at least once, with a
+        stable id, to any handler; exactly once to a handler that does its work inside `transaction`, where work and
+        de-duplication commit together. What became of it goes to our handler's ``handle_delivery``, and an answer from
+        there to ``handle_response``.
+
+        :param data: at most the protocol's ``max_message_bytes``.
+        :param ttl_s: given up if it is not delivered within so many seconds; None for never.
+        :param message_id: names it; a message that waits under this id already is not put in again.
+        :returns: the id by which the other side's handler knows it.
+        :raises DeviceNotFoundError: the device is not paired.
+        :raises RefusedError: too many messages wait for it already, or for all devices together.
+        :raises StorageError: it could not be stored, for example because the disk is full; it will not be sent.
         """
-        await self._core.send_message(device_id, protocol_name, data)
+        return await self._core.send_message(
+            device_id, protocol_name, data, priority=priority, ttl_s=ttl_s, message_id=message_id
+        )
+
+    async def waiting_messages(
+        self, *, device_id: uuid.UUID | None = None, protocols: Collection[str] | None = None
+    ) -> list[WaitingMessage]:
+        """What waits in the outbox, in the order in which it goes out, device by device.
+
+        :param protocols: only messages of these.
+        """
+        return await self._core.messages.waiting(device_id=device_id, protocols=protocols)
+
+    async def cancel_message(self, message_id: uuid.UUID) -> bool:
+        """Take a message out of the outbox, durably before this returns.
+
+        :returns: whether it is certain that it was never sent.
+        :raises NotFoundError: no message with that id waits.
+        :raises StorageError: the disk did not take it: the message may be sent after a restart.
+        """
+        return await self._core.messages.outbox.cancel(message_id)
+
+    async def transaction(
+        self, work: Callable[[sqlite3.Connection, Sequence[InboundMessage]], T], *messages: InboundMessage
+    ) -> T:
+        """Run ``work(connection, new)`` in a transaction of the plugin's own SQLite database, in a worker thread.
+
+        Work and de-duplication commit together: ``new`` are those of ``messages`` for which no work was done before,
+        and that it is done now is remembered in the same transaction. So each message is worked on exactly once, over
+        lost connections and crashes of either side, provided all its work happens in here::
+
+            async def handle_message(self, device, message):
+                def work(db, new):
+                    for message in new:
+                        db.execute("INSERT INTO item VALUES (?)", (message.data,))
+
+                await self._ctx.transaction(work, message)
+
+        It is on the disk when this returns; transactions that wait at the same time share one commit. The database is
+        ``data_dir / "plugin.sqlite3"``; tables whose names begin with ``sdnet_`` are the core's. What is put there is
+        not sealed: seal what is secret with ``storage.encrypt_data``.
+
+        :returns: what ``work`` returned. What it raises comes out, and nothing of it stays.
+        :raises StorageError: the disk is full, or the database cannot be read or written; nothing was done.
+        """
+        return await self._core.messages.database(self.name).transaction(work, *messages)
 
     async def connect(self, device_id: uuid.UUID, *, timeout_s: float = 15.0) -> None:
         """Have a proven session to a paired device, waiting for its supervisor to make one.
@@ -175,10 +245,11 @@ class PluginContext:
     def advertise(self, tag: bytes) -> AbstractContextManager[None]:
         """Announce a tag (1 to 64 bytes, which everybody near can read) in discovery for the length of the block.
 
-        Needs `Capability.ADVERTISE`.
+        Needs `Capability.ADVERTISE`. With `Capability.PAIR` it also says that this device waits to be paired: a device
+        that was revoked is let in meanwhile, for protocols with that capability only.
         """
         self._require(Capability.ADVERTISE)
-        return self._core.advertise(tag)
+        return self._core.advertise(tag, pairing=Capability.PAIR in self._capabilities)
 
     def candidates(self) -> AbstractAsyncContextManager[CandidateStream]:
         """Peers that discovery sees, those known already first: ``async with`` it and iterate.
@@ -187,6 +258,27 @@ class PluginContext:
         """
         self._require(Capability.ADVERTISE)
         return self._core.discovery.subscribe()
+
+    def pairing_with(self, peer_id: str, session_id: uuid.UUID) -> AbstractContextManager[None]:
+        """Say that a pairing with a peer goes on for the length of the block. Needs `Capability.PAIR`.
+
+        :raises ConflictError: another one with that peer goes on.
+        """
+        self._require(Capability.PAIR)
+        return self._core.pairing_with(peer_id, session_id)
+
+    async def approve(self, device_id: uuid.UUID, what: str) -> None:
+        """Ask a person before a sensitive operation of a device that is only "verified"; a trusted one needs no answer.
+
+        Waits up to 60 s. The stream's own idle time-out goes on: give it more time than that, or keep the stream busy.
+
+        :param what: the operation, for the person, such as ``send 3 files (2 MB)``.
+        :raises RefusedError: the person said no, or did not answer.
+        :raises DeviceNotFoundError: it is not paired.
+        """
+        device = self.get_device(device_id)
+        if device.trust is not Trust.TRUSTED:
+            await self._core.approvals.ask(device, self.name.replace("_", "-"), what=what)
 
     async def add_paired_device(
         self,

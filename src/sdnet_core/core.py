@@ -5,40 +5,55 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import anyio
 
+from .approvals import Approvals
+from .audit import AuditLog
 from .clock import Clock, Randomness, Runner, SystemClock, SystemRandomness, run_in_thread
-from .commands import AddPairedDevice, Command, CommandChannel, ConfirmPairing, SendMessage, SwarmHappened
-from .config import Config
-from .devices.describe import describe_device, describe_identity
-from .devices.manager import PersistentConnectionManager
-from .devices.outbox import OutboundMessage, Outboxes
-from .devices.records import ConnectionRecord, DeviceStore, PairedDevice
-from .devices.registry import Connected, DeviceRegistry, PairedState
-from .devices.trust import RemoteDevice
-from .discovery.candidates import Discovery, DiscoverySource
-from .errors import (
-    ConflictError,
-    DeviceNotFoundError,
-    NetworkTimeoutError,
-    ProtocolError,
-    StorageError,
+from .commands import (
+    Command,
+    CommandChannel,
+    PairingLost,
+    SendMessage,
+    SwarmHappened,
 )
-from .events import DevicePaired, EventBus, NodeStarted, PeerDisconnected, PeerDiscovered, Subscription
+from .config import Config
+from .core_devices import DeviceMethods
+from .core_messages import MessageMethods, Messages
+from .devices.delivery import MESSAGES_SUFFIX
+from .devices.describe import describe_identity
+from .devices.gate import PeerGate
+from .devices.manager import PersistentConnectionManager
+from .devices.outbox_store import Sealer
+from .devices.records import DeviceStore
+from .devices.refusals import Refusals
+from .devices.registry import Connected, DeviceRegistry
+from .devices.revocations import RevocationList
+from .devices.trust import Access
+from .discovery.candidates import Discovery, DiscoverySource
+from .errors import ConnectionFailedError, NetworkTimeoutError, ProtocolError
+from .events import (
+    EventBus,
+    NodeStarted,
+    PeerDisconnected,
+    PeerDiscovered,
+    StoreRecovered,
+    Subscription,
+)
 from .hookspecs import Route
-from .identity import DeviceInfo, NetworkIdentity, is_small_order
+from .identity import NetworkIdentity
 from .node_plugins import NodePlugins
 from .node_store import NodeStore
+from .pairings import Pairings, restore_devices
 from .plugins import PluginRecord, PluginSet, PluginState, find_plugins, given_plugins
 from .protocols.dispatch import Dispatcher, remote_device
 from .protocols.handler import PeerStream
 from .protocols.registry import ProtocolRegistry
 from .session import PROTOCOL_ID as SESSION_PROTOCOL
-from .session import GoodbyeReason
 from .storage import DirectoryLock, KeyFile, SecureStorage, Unlock, Vault, ensure_private_directory
 from .swarm.abc import AddressesChanged, Disconnected, Swarm
 
@@ -51,7 +66,7 @@ SwarmFactory = Callable[[NetworkIdentity], Swarm]
 SourcesFactory = Callable[[NetworkIdentity], Iterable[DiscoverySource]]
 
 
-class NetworkingCore:
+class NetworkingCore(DeviceMethods, MessageMethods):
     """One node: its identity, swarm, devices and plugins.
 
     Use: ``async with NetworkingCore(config) as core: …``. Everything it started has ended when the block is left.
@@ -85,6 +100,7 @@ class NetworkingCore:
         self._unlock = unlock or KeyFile()
         self._protocols = ProtocolRegistry()
         self._registry = DeviceRegistry(self.clock)
+        self.approvals = Approvals(self.clock, self.randomness, self.events)
         self._stack = AsyncExitStack()
         self._stop_requested = anyio.Event()
         self._started_at: float | None = None
@@ -118,13 +134,26 @@ class NetworkingCore:
             randomness=self.randomness,
             runner=self.runner,
         )
+        self.audit = AuditLog(data, self._vault.subkey("audit"), self._storage, clock=self.clock, runner=self.runner)
+        self.events.add_tap(self.audit.take)
         self._node_store = NodeStore(self._storage, self.clock, self.randomness)
         self.identity, self.device_info = await self._node_store.identity(self.config.device_name)
         self._store = DeviceStore(self._storage, self.device_info.id)
-        for device in await self._store.load_pairings():
-            self._registry.restore(device, await self._store.load_connection(device.device_id))
-
+        revocations = RevocationList(
+            data,
+            self._vault.subkey("revocations"),
+            self._storage,
+            clock=self.clock,
+            randomness=self.randomness,
+            runner=self.runner,
+        )
+        self._recovered = await restore_devices(self._registry, self._store, revocations, self.events)
+        for detail in (*self._vault.recovered, *self._storage.recovered):
+            self.events.publish(StoreRecovered(detail=detail))
+        refusals = self._refusals = Refusals(self.clock, self.events)
+        self.gate = PeerGate(self.clock, self._registry, revocations, refusals, self._pairing_window_closed)
         self._swarm = self._make_swarm(self.identity)
+        self._swarm.gate = self.gate.admits
         self.discovery = Discovery(self._make_sources(self.identity), self.clock, peer_id=self.identity.peer_id)
         self._connections = PersistentConnectionManager(
             swarm=self._swarm,
@@ -136,12 +165,33 @@ class NetworkingCore:
             randomness=self.randomness,
             events=self.events,
             settings=self.config.connections,
+            pairing_lost=self._pairing_lost,
+            refusals=refusals,
         )
+        self._pairings = Pairings(
+            registry=self._registry,
+            store=self._store,
+            connections=self._connections,
+            revocations=revocations,
+            public_key=self.identity.public_key,
+            clock=self.clock,
+            events=self.events,
+            flush=self.audit.flush,
+        )
+        sealed = SecureStorage(
+            data / "outbox",
+            self._vault.subkey("outbox"),
+            clock=self.clock,
+            randomness=self.randomness,
+            runner=self.runner,
+        )
+        self.messages = Messages(self, self._protocols, Sealer(sealed.encrypt_data, sealed.decrypt_data))
         self._plugins = NodePlugins(self, self._plugin_set(), self._protocols, self._swarm.remove_stream_handler)
         self._plugins.build()
 
     async def _start(self, stack: AsyncExitStack) -> None:
         await self._prepare(stack)
+        await self.messages.open(stack)
         stack.callback(self.events.close)
         await stack.enter_async_context(self._swarm.run())
         await self._node_store.listen(self._swarm, self.config.node.listen)
@@ -149,9 +199,8 @@ class NetworkingCore:
         self.discovery.set_addresses(self._swarm.addresses)
         tasks = self._tasks = await stack.enter_async_context(_background())
         # Before the first stream can come: everything that serves one.
-        self._outboxes = Outboxes(
-            tasks, self.request, self._hand_response, retry_s=self.config.connections.reconnect_min_s
-        )
+        await self.messages.start(tasks)
+        await tasks.start(self.audit.run)
         tasks.start_soon(self._commands.run, self._carry_out)
         await tasks.start(self._plugins.run)
         tasks.start_soon(self._follow_swarm)
@@ -163,10 +212,15 @@ class NetworkingCore:
             devices=self._registry,
             connections=self._connections,
             authorize=self._plugins.authorize,
+            approve=self.approvals.ask,
+            gate=self.gate,
+            refusals=self._refusals,
             on_failure=self._plugins.report_failure,
         )
         for registered in self._protocols:
             self._swarm.set_stream_handler(registered.spec.protocol_id, dispatcher.handle)
+            if registered.spec.access is not Access.STRANGER:
+                self._swarm.set_stream_handler(registered.spec.protocol_id + MESSAGES_SUFFIX, dispatcher.handle)
         self._swarm.set_stream_handler(SESSION_PROTOCOL, self._connections.serve)
         self._started_at = self.clock.monotonic()
         self.events.publish(NodeStarted(peer_id=self.identity.peer_id, addresses=self._swarm.addresses))
@@ -230,52 +284,19 @@ class NetworkingCore:
                 self.discovery.set_addresses(addresses)
             case SwarmHappened():
                 pass
-            case SendMessage(device_id, protocol_name, data):
-                self._registry.get(device_id)
-                self._outboxes.put(device_id, OutboundMessage(protocol_name, data))
-            case AddPairedDevice():
-                return await self._add_paired_device(command)
-            case ConfirmPairing(device_id, pairing_id):
-                device = self._registry.get(device_id).device
-                if device.pairing_id != pairing_id.bytes:
-                    raise DeviceNotFoundError("That pairing was replaced by another one.")
-                await self._connections.confirm(device)
+            case SendMessage():
+                return self.messages.put(command)
+            case _:
+                await self._pairings.carry_out(command)
         return None
 
-    async def _add_paired_device(self, command: AddPairedDevice) -> RemoteDevice:
-        info = command.info
-        if is_small_order(info.public_key) or info.public_key == self.identity.public_key:
-            raise ConflictError("The device shows a key that is not its own.")
-        device = PairedDevice(
-            info=info,
-            pairing_id=command.pairing_id.bytes,
-            pairing_root=command.pairing_root,
-            paired_at=self.clock.now(),
-            pending=command.pending,
-        )
-        self._registry.check_identity(device)
-        connection = ConnectionRecord(addresses=command.addresses[:16])
-        # Before anything is written, so that nothing of an old pairing is written after the new one.
-        await self._end_old_pairing(info.id)
-        try:
-            await self._store.save_pairing(device)
-        except StorageError:
-            if self._registry.by_peer(info.peer_id) is not None:
-                self._connections.supervise(info.id)
-            raise
-        await self._store.save_connection(info.id, connection)
-        while isinstance(self._registry.by_peer(info.peer_id), Connected):  # it came back under the old one meanwhile
-            await self._end_old_pairing(info.id)
-        self._registry.complete_pairing(device, connection)
-        self._connections.supervise(info.id)
-        self.events.publish(DevicePaired(device_id=info.id, device_name=info.name, peer_id=info.peer_id))
-        return self.remote_device(info.id)
+    async def _pairing_lost(self, device_id: uuid.UUID, pairing_id: bytes, reason: str) -> None:
+        await self._commands.call(PairingLost(device_id, pairing_id, reason))
 
-    async def _end_old_pairing(self, device_id: uuid.UUID) -> None:
-        # The connection below stays: the two are just talking on it.
-        await self._connections.release(
-            device_id, GoodbyeReason.NOT_PAIRED, "the devices were paired anew", hang_up=False
-        )
+    def _pairing_window_closed(self) -> None:
+        for peer_id in self._registry.revoked_peers():
+            if self._swarm.is_connected(peer_id) and not self._tasks.cancel_scope.cancel_called:
+                self._tasks.start_soon(self._swarm.hang_up, peer_id)
 
     # Devices
 
@@ -283,53 +304,6 @@ class NetworkingCore:
     def addresses(self) -> tuple[str, ...]:
         """The addresses this node listens on."""
         return self._swarm.addresses
-
-    def remote_devices(self) -> tuple[RemoteDevice, ...]:
-        """All paired devices, by name."""
-        return tuple(remote_device(state) for state in self._registry.devices())
-
-    def get_connected_devices(self) -> tuple[RemoteDevice, ...]:
-        """The paired devices with a live session."""
-        return tuple(device for device in self.remote_devices() if device.connected)
-
-    def remote_device(self, device_id: uuid.UUID) -> RemoteDevice:
-        """One paired device.
-
-        :raises DeviceNotFoundError: it is not paired.
-        """
-        return remote_device(self._registry.get(device_id))
-
-    def find_device(self, reference: str) -> RemoteDevice:
-        """A paired device by name, id, or a unique prefix of either.
-
-        :raises DeviceNotFoundError: none fits, or several do.
-        """
-        return remote_device(self._registry.find(reference))
-
-    async def add_paired_device(
-        self,
-        info: DeviceInfo,
-        *,
-        pairing_id: uuid.UUID,
-        pairing_root: bytes,
-        addresses: Sequence[str] = (),
-        pending: bool = False,
-    ) -> RemoteDevice:
-        """Store a device as paired, durably, and start connecting to it.
-
-        :raises ConflictError: it claims the identity of another device.
-        :raises StorageError: it could not be stored; nothing changed.
-        """
-        command = AddPairedDevice(info, pairing_id, pairing_root, tuple(addresses), pending)
-        device: RemoteDevice = await self._commands.call(command)
-        return device
-
-    async def confirm_pairing(self, device_id: uuid.UUID, pairing_id: uuid.UUID) -> None:
-        """Make a pending pairing final.
-
-        :raises DeviceNotFoundError: there is no such pairing.
-        """
-        await self._commands.call(ConfirmPairing(device_id, pairing_id))
 
     async def connect(self, device_id: uuid.UUID, *, timeout_s: float = 15.0) -> None:
         """Have a live session to a device.
@@ -353,17 +327,29 @@ class NetworkingCore:
     # Streams and messages
 
     async def open_stream(
-        self, device_id: uuid.UUID, protocol_name: str, *, versions: Sequence[int] = (1,), timeout_s: float = 10.0
+        self,
+        device_id: uuid.UUID,
+        protocol_name: str,
+        *,
+        versions: Sequence[int] = (1,),
+        timeout_s: float = 10.0,
+        suffix: str = "",
     ) -> PeerStream:
-        """Open a sealed stream to a paired device. Errors: see `PluginContext.open_stream`."""
+        """Open a sealed stream to a paired device. Errors: see `PluginContext.open_stream`.
+
+        :param suffix: behind the protocol's id.
+        """
         live = await self._connections.connected(device_id, timeout_s=timeout_s)
         state = self._registry.get(device_id)
         try:
             stream = await self._swarm.open_stream(
-                live.peer_id, [f"/sdnet/{protocol_name}/{version}" for version in versions], timeout_s=timeout_s
+                live.peer_id, [f"/sdnet/{protocol_name}/{version}{suffix}" for version in versions], timeout_s=timeout_s
             )
         except ProtocolError:
-            raise ProtocolError(f"{state.device.info.name} has no plugin for {protocol_name}.") from None
+            raise ProtocolError(f"{state.device.name} has no plugin for {protocol_name}.") from None
+        if live.ended.is_set():
+            await stream.reset()
+            raise ConnectionFailedError(f"The connection to {state.device.name} has just ended.")
         return PeerStream(live.session.open_stream(stream), remote_device(state))
 
     async def open_stranger_stream(
@@ -386,24 +372,11 @@ class NetworkingCore:
                 await messages.send_bytes(data)
                 return await messages.receive_bytes()
         except TimeoutError:
-            name = self._registry.get(device_id).device.info.name
+            name = self._registry.get(device_id).device.name
             raise NetworkTimeoutError(f"{name} did not answer within {timeout_s:g} s.") from None
         finally:
             with anyio.move_on_after(1, shield=True):
                 await stream.aclose()
-
-    async def send_message(self, device_id: uuid.UUID, protocol_name: str, data: bytes) -> None:
-        """Send a message; the answer goes to the handler's ``handle_response``.
-
-        At least once while this node runs: it waits (in memory) for a device that is away.
-
-        :raises DeviceNotFoundError: the device is not paired.
-        :raises RefusedError: too many messages wait for it already.
-        """
-        await self._commands.call(SendMessage(device_id, protocol_name, data))
-
-    async def _hand_response(self, device_id: uuid.UUID, protocol_name: str, answer: bytes) -> None:
-        await self._plugins.hand_response(self.remote_device(device_id), protocol_name, answer)
 
     # Plugins
 
@@ -433,11 +406,15 @@ class NetworkingCore:
         return directory
 
     @contextmanager
-    def advertise(self, tag: bytes) -> Iterator[None]:
-        """Announce a tag in discovery for the length of the block."""
+    def advertise(self, tag: bytes, *, pairing: bool = False) -> Iterator[None]:
+        """Announce a tag in discovery for the length of the block.
+
+        :param pairing: this device waits to be paired meanwhile.
+        """
         token = self.discovery.advertise(tag)
         try:
-            yield
+            with self.gate.window() if pairing else nullcontext():
+                yield
         finally:
             self.discovery.withdraw(token)
 
@@ -457,29 +434,13 @@ class NetworkingCore:
             "storage": {
                 "mode": str(self._vault.mode),
                 "protection": self._vault.mode.protection,
-                "recovered": [*self._vault.recovered, *self._storage.recovered],
+                "recovered": [*self._vault.recovered, *self._storage.recovered, *self._recovered],
             },
             "uptime_s": 0.0 if self._started_at is None else self.clock.monotonic() - self._started_at,
             "devices": {"paired": len(devices), "connected": sum(isinstance(s, Connected) for s in devices)},
             "plugins": {"failed": [r.name for r in self._plugins.records if r.state is PluginState.FAILED]},
             "data": str(self.config.paths.data),
         }
-
-    def describe_devices(self) -> list[dict[str, Any]]:
-        """Every paired device with its state, as plain values."""
-        return [self._describe(state) for state in self._registry.devices()]
-
-    def describe_device(self, device_id: uuid.UUID) -> dict[str, Any]:
-        """One paired device with its state, as plain values.
-
-        :raises DeviceNotFoundError: it is not paired.
-        """
-        return self._describe(self._registry.get(device_id))
-
-    def _describe(self, state: PairedState) -> dict[str, Any]:
-        return describe_device(
-            state, now=self.clock.now(), last_error=self._connections.last_error(state.device.device_id)
-        )
 
 
 @asynccontextmanager

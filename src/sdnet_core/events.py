@@ -24,6 +24,7 @@ __all__ = [
     "ConnectionEstablished",
     "ConnectionFailed",
     "ConnectionLost",
+    "DeviceConfirmed",
     "DevicePaired",
     "DeviceRemoved",
     "DeviceRenamed",
@@ -33,7 +34,6 @@ __all__ = [
     "MessageReceived",
     "NetworkEvent",
     "NodeStarted",
-    "PairingConfirmed",
     "PairingEnded",
     "PairingStarted",
     "PeerDisconnected",
@@ -152,7 +152,7 @@ class DeviceRemoved(NetworkEvent):
 class PairingStarted(NetworkEvent):
     """A pairing with a peer has begun; ends with `DevicePaired` or `PairingEnded`."""
 
-    kind = "pairing-started"
+    kind = "peer-pairing-started"
     peer_id: str
     session_id: uuid.UUID
 
@@ -161,16 +161,16 @@ class PairingStarted(NetworkEvent):
 class PairingEnded(NetworkEvent):
     """A pairing with a peer has ended without success."""
 
-    kind = "pairing-ended"
+    kind = "peer-pairing-ended"
     peer_id: str
     session_id: uuid.UUID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairingConfirmed(NetworkEvent):
+class DeviceConfirmed(NetworkEvent):
     """The other side has confirmed a pairing that was pending."""
 
-    kind = "pairing-confirmed"
+    kind = "device-confirmed"
     audited = True
     device_id: uuid.UUID
     device_name: str

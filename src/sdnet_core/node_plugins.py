@@ -11,6 +11,7 @@ import msgspec
 from anyio.abc import TaskStatus
 
 from .context import PluginContext
+from .devices.delivery import MESSAGES_SUFFIX, Delivery
 from .devices.trust import RemoteDevice
 from .errors import ConfigurationError, PluginError, RefusedError
 from .events import ConnectionEstablished, ConnectionLost, PluginFailed
@@ -118,6 +119,7 @@ class NodePlugins:
         """Take a plugin out of the node: its protocols, services, routes and hooks."""
         for protocol_id in self._protocols.unregister(record.name):
             self._stop_serving(protocol_id)
+            self._stop_serving(protocol_id + MESSAGES_SUFFIX)
         self._services.pop(record.name, None)
         self._routes.pop(record.name, None)
         self._plugins.fail(record, reason, error)
@@ -176,17 +178,17 @@ class NodePlugins:
                 reason = f"handle_event of {registered.spec.protocol_id} raised {error!r}"
                 self.report_failure(registered.plugin, reason)
 
-    async def hand_response(self, device: RemoteDevice, protocol_name: str, data: bytes) -> None:
-        """Give an answer to the handler of its protocol."""
+    async def hand_delivery(self, device: RemoteDevice, protocol_name: str, delivery: Delivery) -> None:
+        """Tell the handler of its protocol what became of a message."""
         registered = self._protocols.by_name(protocol_name)
         if registered is None:
             return
         try:
             with anyio.fail_after(HANDLER_EVENT_TIMEOUT_S):
-                await registered.spec.handler.handle_response(device, data)
+                await registered.spec.handler.handle_delivery(device, delivery)
         except Exception as error:
-            logger.exception("handle_response of %s raised", registered.spec.protocol_id)
-            self.report_failure(registered.plugin, f"handle_response of {registered.spec.protocol_id} raised {error!r}")
+            logger.exception("handle_delivery of %s raised", registered.spec.protocol_id)
+            self.report_failure(registered.plugin, f"handle_delivery of {registered.spec.protocol_id} raised {error!r}")
 
     def report_failure(self, plugin: str, reason: str) -> None:
         """A plugin raised while it was serving: it goes on, and the failure is shown."""
@@ -195,9 +197,10 @@ class NodePlugins:
                 record.reason = reason
         self._core.events.publish(PluginFailed(plugin=plugin, reason=reason))
 
-    def authorize(self, protocol_name: str, peer_id: str, device: RemoteDevice | None) -> None:
+    def authorize(self, protocol_name: str, peer_id: str, device: RemoteDevice | None) -> str:
         """Ask every plugin that wants to be asked. Deny wins over ask, ask over allow; an exception denies.
 
+        :returns: the name of a plugin that wants a person to decide; empty if none does.
         :raises RefusedError: one does not allow it.
         """
         request = AuthorizationRequest(protocol_name=protocol_name, peer_id=peer_id, device=device)
@@ -217,8 +220,7 @@ class NodePlugins:
                 raise RefusedError(f"Plugin {record.name} denies {protocol_name}.")
             if decision is Decision.ASK:
                 ask = record.name
-        if ask:
-            raise RefusedError(f"Plugin {ask} wants a person to approve {protocol_name}, and nobody can be asked.")
+        return ask
 
     def get_service(self, type_: type[T]) -> T:
         """A plugin's Python interface, by its class.

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from ..session import ControlChannel, Role, Session
+from ..session import ControlChannel, ControlEnd, EndReason, GoodbyeReason, Role, Session
 
-__all__ = ["DeviceConnection"]
+__all__ = ["DeviceConnection", "explain_end"]
 
 
 @dataclass(eq=False, slots=True)
@@ -20,6 +20,7 @@ class DeviceConnection:
 
     :param address: of the other side, as the swarm knows it.
     :ivar latency_s: smoothed round-trip time, None before the first ping.
+    :ivar control_scope: the control channel runs in it; it outlives the streams for a last word.
     """
 
     device_id: uuid.UUID
@@ -29,6 +30,7 @@ class DeviceConnection:
     latency_s: float | None = None
     ended: anyio.Event = field(default_factory=anyio.Event)
     reason: str = ""
+    control_scope: anyio.CancelScope | None = None
     _scopes: set[anyio.CancelScope] = field(default_factory=set)
 
     @property
@@ -50,6 +52,10 @@ class DeviceConnection:
         if not self.ended.is_set():
             self.reason = reason
             self.ended.set()
+        self.cancel_streams()
+
+    def cancel_streams(self) -> None:
+        """Cancel what runs on streams of the connection."""
         for scope in tuple(self._scopes):
             scope.cancel()
 
@@ -64,3 +70,26 @@ class DeviceConnection:
                 yield scope
             finally:
                 self._scopes.discard(scope)
+
+
+def explain_end(end: ControlEnd) -> str:
+    """Say why a session ended, to a person."""
+    match end.reason, end.goodbye:
+        case EndReason.OUR_GOODBYE, GoodbyeReason.SHUTDOWN:
+            return "this device stopped"
+        case EndReason.OUR_GOODBYE, _:
+            return f"this device hung up ({end.goodbye})"
+        case EndReason.PEER_GOODBYE, GoodbyeReason.SHUTDOWN:
+            return "the other device stopped"
+        case EndReason.PEER_GOODBYE, GoodbyeReason.NOT_PAIRED:
+            return "the other device ended the pairing"
+        case EndReason.PEER_GOODBYE, _:
+            return f"the other device hung up ({end.goodbye})"
+        case EndReason.STALE, _:
+            return "the other device fell silent"
+        case EndReason.EXPIRED, _:
+            return "the session's keys expired"
+        case EndReason.VIOLATION, _:
+            return f"the other device broke the protocol: {end.detail}"
+        case _:
+            return "the connection was lost"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import uuid
 from typing import Any
 
 from ..identity import DeviceInfo
 from .registry import Connected, Disconnected, PairedState
 
-__all__ = ["describe_device", "describe_identity"]
+__all__ = ["describe_device", "describe_identity", "describe_more"]
 
 
 def describe_identity(info: DeviceInfo) -> dict[str, Any]:
@@ -42,6 +44,8 @@ def describe_device(state: PairedState, *, now: float, last_error: str) -> dict[
         last_seen = state.connection.last_seen
     return {
         **describe_identity(device.info),
+        "name": device.name,
+        "own_name": device.info.name,
         "trust": str(device.trust),
         "state": shown,
         "connected": live is not None,
@@ -52,3 +56,30 @@ def describe_device(state: PairedState, *, now: float, last_error: str) -> dict[
         "last_seen": last_seen or None,
         "reason": reason,
     }
+
+
+def describe_more(state: PairedState) -> dict[str, Any]:
+    """What else there is to know of a paired device: its pairing, and the connection to it."""
+    device = state.device
+    more: dict[str, Any] = {
+        "pairing_id": str(uuid.UUID(bytes=device.pairing_id)),
+        "pending": device.pending,
+        "auto_connect": device.auto_connect,
+        "connection": None,
+    }
+    if isinstance(state, Connected):
+        session = state.live.session
+        traffic = dataclasses.asdict(session.traffic)
+        del traffic["last_sent"], traffic["last_received"]  # of another clock
+        more["connection"] = {
+            "connected_at": state.connected_at,
+            "dialled_by": "us" if state.live.dialled_address is not None else "them",
+            "address": state.live.address,
+            "latency_s": state.live.latency_s,
+            "suite": session.keys.suite.name.lower(),
+            "keys_made_at": session.keys.created_at,
+            "keys_expire_at": session.expires_at,
+            "streams": len(session.streams),
+            **traffic,
+        }
+    return more

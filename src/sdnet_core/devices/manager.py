@@ -13,7 +13,9 @@ import logging
 import math
 import uuid
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 import msgspec
@@ -23,7 +25,7 @@ from ..clock import Clock, Randomness
 from ..config import ConnectionSettings
 from ..discovery.candidates import Discovery
 from ..errors import ConnectionFailedError, DeviceNotFoundError, NetworkingError, RefusedError
-from ..events import ConnectionEstablished, ConnectionFailed, ConnectionLost, DeviceRemoved, EventBus
+from ..events import ConnectionEstablished, ConnectionFailed, ConnectionLost, DeviceConfirmed, EventBus
 from ..identity import NetworkIdentity
 from ..session import PROTOCOL_ID as SESSION_PROTOCOL
 from ..session import (
@@ -44,14 +46,15 @@ from ..session import (
     suites_by_speed,
 )
 from ..swarm.abc import Swarm, SwarmStream
-from .connection import DeviceConnection
+from .connection import DeviceConnection, explain_end
 from .records import DeviceStore, PairedDevice
+from .refusals import Refusals
 from .registry import Connected, DeviceRegistry, PairedState
-from .trust import Trust
 
 __all__ = ["PersistentConnectionManager"]
 
 logger = logging.getLogger(__name__)
+
 
 PENDING_LIFETIME_S = 24 * 3600.0
 """A pairing that the other side never confirmed lapses after this time."""
@@ -76,6 +79,9 @@ class PersistentConnectionManager:
     """Owns all connections to paired devices.
 
     :param settings: time-outs and back-off.
+    :param pairing_lost: called with device id, pairing id and reason when a pairing counts no more, as when the other
+        side says, and proves, that it is not paired with us.
+    :param refusals: told of those who do not prove who they are.
     """
 
     def __init__(
@@ -90,6 +96,8 @@ class PersistentConnectionManager:
         randomness: Randomness,
         events: EventBus,
         settings: ConnectionSettings,
+        pairing_lost: Callable[[uuid.UUID, bytes, str], Coroutine[Any, Any, None]],
+        refusals: Refusals,
     ) -> None:
         self._swarm = swarm
         self._discovery = discovery
@@ -100,6 +108,8 @@ class PersistentConnectionManager:
         self._randomness = randomness
         self._events = events
         self._settings = settings
+        self._pairing_lost = pairing_lost
+        self._refusals = refusals
         self._supervisors: dict[uuid.UUID, _Supervisor] = {}
         self._sessions = SessionTable()
         self._live: dict[Session, DeviceConnection] = {}
@@ -144,23 +154,45 @@ class PersistentConnectionManager:
             supervisor = self._supervisors[device_id] = _Supervisor()
             self._tasks.start_soon(self._supervise, device_id, supervisor)
 
-    async def release(self, device_id: uuid.UUID, goodbye: GoodbyeReason, reason: str, *, hang_up: bool = True) -> None:
-        """Stop keeping a device connected and end its sessions at once.
+    async def release(self, device_id: uuid.UUID, goodbye: GoodbyeReason, reason: str, *, hang_up: str = "") -> None:
+        """Stop keeping a device connected and end its sessions at once, but for a last word.
 
         :param goodbye: what the device is told.
         :param reason: what is shown here.
-        :param hang_up: also close the connections below, with everything else that runs on them.
+        :param hang_up: the peer whose connections below are closed too, with everything else that runs on them.
         """
         supervisor = self._supervisors.pop(device_id, None)
         if supervisor is not None:
             supervisor.scope.cancel()
+        ending = self.cut(device_id, reason)
+        try:
+            async with anyio.create_task_group() as tasks:
+                for live in ending:
+                    tasks.start_soon(live.control.goodbye, goodbye)
+                    for stream in live.session.streams:
+                        tasks.start_soon(stream.reset)
+        finally:
+            for live in ending:
+                self._finish(live, reason)
+        if hang_up:
+            await self._swarm.hang_up(hang_up)
+
+    def cut(self, device_id: uuid.UUID, reason: str) -> list[DeviceConnection]:
+        """Let nothing more pass on a device's connections than `release`'s last word.
+
+        :returns: the connections.
+        """
         ending = [live for live in self._live.values() if live.device_id == device_id]
         for live in ending:
-            await live.control.goodbye(goodbye)
-            self._finish(live, reason)
-        if hang_up:
-            for peer_id in {live.peer_id for live in ending}:
-                await self._swarm.hang_up(peer_id)
+            self._part(live, reason)
+        return ending
+
+    async def reset_streams(self, device_id: uuid.UUID) -> None:
+        """End all streams with a device; the connection stays."""
+        for live in [live for live in self._live.values() if live.device_id == device_id]:
+            live.cancel_streams()
+            for stream in live.session.streams:
+                await stream.reset()
 
     def sighted(self, peer_id: str) -> None:
         """Discovery has just seen a peer: if it is a paired device that is away, try at once."""
@@ -185,7 +217,7 @@ class PersistentConnectionManager:
                 while not isinstance(state := self._registry.get(device_id), Connected):
                     if state.device.trust.access is None:
                         raise ConnectionFailedError(
-                            f"{state.device.info.name} is {state.device.trust}: pair it again to connect."
+                            f"{state.device.name} is {state.device.trust}: pair it again to connect."
                         )
                     self._wake(device_id)
                     await self._changed.wait()
@@ -193,7 +225,7 @@ class PersistentConnectionManager:
         except TimeoutError:
             state = self._registry.get(device_id)
             why = f" ({self.last_error(device_id)})" if self.last_error(device_id) else ""
-            raise ConnectionFailedError(f"{state.device.info.name} is not connected{why}.") from None
+            raise ConnectionFailedError(f"{state.device.name} is not connected{why}.") from None
 
     def last_error(self, device_id: uuid.UUID) -> str:
         """Why the last attempt to reach a device failed; empty if it did not."""
@@ -238,6 +270,7 @@ class PersistentConnectionManager:
             live = await self._install(session)
         except NetworkingError as error:
             logger.info("no session with %s: %s", stream.peer_id, error)
+            self._refusals.session_failed(stream.peer_id, device_id, error)
             return
         finally:
             if device_id is not None:
@@ -250,7 +283,10 @@ class PersistentConnectionManager:
         pause_s = 0.0
         with supervisor.scope:
             while True:
-                state = self._registry.get(device_id)
+                try:
+                    state = self._registry.get(device_id)
+                except DeviceNotFoundError:
+                    return
                 if isinstance(state, Connected):
                     await state.live.ended.wait()
                     # Both sides notice a loss at the same moment: do not dial at the same moment too.
@@ -258,8 +294,8 @@ class PersistentConnectionManager:
                     pause_s = 0.0
                     continue
                 if self._lapsed(state.device):
-                    await self._drop(state.device, "the pairing was never confirmed")
-                    return
+                    await self._pairing_lost(device_id, state.device.pairing_id, "it was never confirmed")
+                    continue
                 wait_s = self._waits_for_them(state.device)
                 if wait_s > 0:
                     pause_s = wait_s
@@ -272,10 +308,12 @@ class PersistentConnectionManager:
                     except SessionRefusedError as error:
                         supervisor.last_error = error.detail
                         if error.reason is RefusalReason.NOT_PAIRED:
-                            await self._told_not_paired(state.device)
+                            reason = "the other side is not paired with this device"
+                            await self._pairing_lost(device_id, state.device.pairing_id, reason)
                             continue
                     except NetworkingError as error:
                         supervisor.last_error = error.detail
+                        self._refusals.session_failed(state.device.peer_id, device_id, error)
                     low, high = self._settings.reconnect_min_s, self._settings.reconnect_max_s
                     pause_s = min(high, max(low, pause_s * 2)) * self._randomness.uniform(0.75, 1.25)
                     if not isinstance(self._registry.get(device_id), Connected):
@@ -335,10 +373,10 @@ class PersistentConnectionManager:
 
     def _note_failure(self, state: PairedState, reason: str, pause_s: float) -> None:
         device = state.device
-        logger.info("device %s (%s) cannot be reached: %s", device.device_id, device.info.name, reason)
+        logger.info("device %s (%s) cannot be reached: %s", device.device_id, device.name, reason)
         self._events.publish(
             ConnectionFailed(
-                device_id=device.device_id, device_name=device.info.name, reason=reason, retry_in_s=round(pause_s, 3)
+                device_id=device.device_id, device_name=device.name, reason=reason, retry_in_s=round(pause_s, 3)
             )
         )
 
@@ -371,40 +409,54 @@ class PersistentConnectionManager:
         if self._tasks is not None:
             self._tasks.start_soon(self._store.save_connection, live.device_id, connected.connection)
         device = connected.device
-        logger.info("device %s (%s) is connected", device.device_id, device.info.name)
+        logger.info("device %s (%s) is connected", device.device_id, device.name)
         self._events.publish(
             ConnectionEstablished(
-                device_id=device.device_id, device_name=device.info.name, peer_id=live.peer_id, address=live.address
+                device_id=device.device_id, device_name=device.name, peer_id=live.peer_id, address=live.address
             )
         )
-        self._notify()
+        self.changed()
         return live
 
     async def _attend(self, live: DeviceConnection) -> None:
         """Run a connection's control channel until it ends."""
         end = ControlEnd(EndReason.LOST)
         try:
-            with live.bound():
+            with anyio.CancelScope() as live.control_scope:
+                if live.session not in self._live:
+                    live.control_scope.cancel()
                 end = await live.control.run()
         finally:
-            self._finish(live, _explain(live.control.end or end))
+            end = live.control.end or end
+            self._finish(live, explain_end(end))
+        if (end.reason, end.goodbye) == (EndReason.PEER_GOODBYE, GoodbyeReason.NOT_PAIRED):
+            if self._tasks is not None:
+                reason = "the other side has ended the pairing"
+                self._tasks.start_soon(self._pairing_lost, live.device_id, live.session.pairing_id, reason)
 
     def _finish(self, live: DeviceConnection, reason: str) -> None:
-        self._sessions.remove(live.session)
+        """A connection is over."""
         self._live.pop(live.session, None)
+        if live.control_scope is not None:
+            live.control_scope.cancel()
+        self._part(live, reason)
+
+    def _part(self, live: DeviceConnection, reason: str) -> None:
+        """Use a connection for no stream any more."""
+        self._sessions.remove(live.session)
         live.end(reason)
         if self._registry.mark_disconnected(live, live.reason):
             device = self._registry.get(live.device_id).device
-            logger.info("device %s (%s) is disconnected: %s", device.device_id, device.info.name, live.reason)
+            logger.info("device %s (%s) is disconnected: %s", device.device_id, device.name, live.reason)
             self._events.publish(
                 ConnectionLost(
                     device_id=device.device_id,
-                    device_name=device.info.name,
+                    device_name=device.name,
                     peer_id=live.peer_id,
                     reason=live.reason,
                 )
             )
-        self._notify()
+        self.changed()
 
     # Pairings
 
@@ -429,26 +481,7 @@ class PersistentConnectionManager:
         final = msgspec.structs.replace(device, pending=False)
         await self._store.save_pairing(final)
         self._registry.update(final)
-
-    async def _told_not_paired(self, device: PairedDevice) -> None:
-        if device.pending:
-            await self._drop(device, "the other side did not complete the pairing")
-            return
-        expired = msgspec.structs.replace(device, trust=Trust.EXPIRED)
-        await self._store.save_pairing(expired)
-        self._registry.update(expired)
-        self._removed(device, "the other side is no longer paired with this device")
-
-    async def _drop(self, device: PairedDevice, reason: str) -> None:
-        await self._store.delete_pairing(device.device_id)
-        self._registry.remove(device.device_id)
-        self._supervisors.pop(device.device_id, None)
-        self._removed(device, reason)
-
-    def _removed(self, device: PairedDevice, reason: str) -> None:
-        logger.warning("device %s (%s) is not paired any more: %s", device.device_id, device.info.name, reason)
-        self._events.publish(DeviceRemoved(device_id=device.device_id, device_name=device.info.name, reason=reason))
-        self._notify()
+        self._events.publish(DeviceConfirmed(device_id=device.device_id, device_name=device.name))
 
     # Waking
 
@@ -457,28 +490,7 @@ class PersistentConnectionManager:
         if supervisor is not None:
             supervisor.wake.set()
 
-    def _notify(self) -> None:
+    def changed(self) -> None:
+        """Pairings or their trust have changed: whoever waits for a device looks again."""
         changed, self._changed = self._changed, anyio.Event()
         changed.set()
-
-
-def _explain(end: ControlEnd) -> str:
-    match end.reason, end.goodbye:
-        case EndReason.OUR_GOODBYE, GoodbyeReason.SHUTDOWN:
-            return "this device stopped"
-        case EndReason.OUR_GOODBYE, _:
-            return f"this device hung up ({end.goodbye})"
-        case EndReason.PEER_GOODBYE, GoodbyeReason.SHUTDOWN:
-            return "the other device stopped"
-        case EndReason.PEER_GOODBYE, GoodbyeReason.NOT_PAIRED:
-            return "the other device ended the pairing"
-        case EndReason.PEER_GOODBYE, _:
-            return f"the other device hung up ({end.goodbye})"
-        case EndReason.STALE, _:
-            return "the other device fell silent"
-        case EndReason.EXPIRED, _:
-            return "the session's keys expired"
-        case EndReason.VIOLATION, _:
-            return f"the other device broke the protocol: {end.detail}"
-        case _:
-            return "the connection was lost"

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..clock import Clock
+from ..errors import AuthenticationFailedError, NetworkingError
 from ..events import AuthenticationFailed, EventBus, PeerRefused
+from ..session import RefusalReason, SessionRefusedError
 
 __all__ = ["Refusals"]
 
@@ -45,12 +47,16 @@ class Refusals:
             lambda count: PeerRefused(peer_id=peer_id, device_id=device_id, what=what, reason=reason, count=count),
         )
 
-    def not_authentic(self, peer_id: str, device_id: uuid.UUID | None, reason: str) -> None:
-        """Somebody did not prove who it is."""
-        self._note(
-            (peer_id, ""),
-            lambda count: AuthenticationFailed(peer_id=peer_id, device_id=device_id, reason=reason, count=count),
-        )
+    def session_failed(self, peer_id: str, device_id: uuid.UUID | None, error: NetworkingError) -> None:
+        """A session did not come about: tells of it if the peer did not prove who it is, or if we have refused it."""
+        reason = error.detail
+        if isinstance(error, AuthenticationFailedError):
+            self._note(
+                (peer_id, ""),
+                lambda count: AuthenticationFailed(peer_id=peer_id, device_id=device_id, reason=reason, count=count),
+            )
+        elif isinstance(error, SessionRefusedError) and error.reason is RefusalReason.NOT_PAIRED:
+            self.refused(peer_id, device_id, "session", "There is no such pairing, or it has ended.")
 
     def _note(self, key: tuple[str, str], event: Callable[[int], PeerRefused | AuthenticationFailed]) -> None:
         now = self._clock.monotonic()

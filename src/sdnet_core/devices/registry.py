@@ -325,6 +325,10 @@ class DeviceRegistry:
         """All paired devices, by name."""
         return tuple(sorted(self._devices.values(), key=lambda s: (s.device.name.casefold(), s.device.device_id)))
 
+    def revoked_peers(self) -> tuple[str, ...]:
+        """The peer ids of revoked devices."""
+        return tuple(s.device.peer_id for s in self._devices.values() if s.device.trust is Trust.REVOKED)
+
     def strangers(self) -> tuple[StrangerState, ...]:
         """All peers that are not paired, latest seen last."""
         return tuple(self._strangers.values())

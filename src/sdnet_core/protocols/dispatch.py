@@ -11,17 +11,22 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Protocol, TypeVar
 
 import anyio
 
+from ..devices.delivery import MESSAGES_SUFFIX
+from ..devices.gate import PeerGate
 from ..devices.manager import PersistentConnectionManager
+from ..devices.refusals import Refusals
 from ..devices.registry import Connected, DeviceRegistry, PairedState
 from ..devices.trust import Access, RemoteDevice, Trust
 from ..errors import NetworkingError, RefusedError
 from ..session import read_preamble
 from ..swarm.abc import SwarmStream
-from .handler import PeerStream
+from .handler import Capability, PeerStream
+from .inbound import MessageReceiver
 from .registry import ProtocolRegistry, RegisteredProtocol
 
 __all__ = ["Dispatcher", "remote_device"]
@@ -36,6 +41,10 @@ MAX_STREAMS_PER_PEER = 128
 MAX_STRANGER_STREAMS = 64
 """Inbound streams of all strangers together: they share one small budget."""
 MAX_STREAMS_PER_STRANGER = 4
+MAX_MESSAGE_STREAMS = 8
+"""Streams of one protocol's messages from one device; it needs one for each priority, and new ones replace them."""
+MESSAGES_IDLE_TIMEOUT_S = 120.0
+"""At least so long nothing may move on a stream of messages; a handler may work meanwhile."""
 
 
 _STREAM_ENDED = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
@@ -44,9 +53,15 @@ _EXPECTED = (NetworkingError, *_STREAM_ENDED)
 
 
 class Authorize(Protocol):
-    """Asks the plugins; raises RefusedError unless all agree."""
+    """Asks the plugins; raises RefusedError if one denies, returns the name of one that wants a person asked."""
 
-    def __call__(self, protocol_name: str, peer_id: str, device: RemoteDevice | None, /) -> None: ...
+    def __call__(self, protocol_name: str, peer_id: str, device: RemoteDevice | None, /) -> str: ...
+
+
+class Approve(Protocol):
+    """Asks a person; raises RefusedError unless they allow it."""
+
+    async def __call__(self, device: RemoteDevice, protocol: str, *, asked_by: str) -> None: ...
 
 
 def remote_device(state: PairedState) -> RemoteDevice:
@@ -54,7 +69,7 @@ def remote_device(state: PairedState) -> RemoteDevice:
     device = state.device
     return RemoteDevice(
         device_id=device.device_id,
-        name=device.info.name,
+        name=device.name,
         os=device.info.os,
         peer_id=device.peer_id,
         pairing_id=uuid.UUID(bytes=device.pairing_id),
@@ -63,10 +78,17 @@ def remote_device(state: PairedState) -> RemoteDevice:
     )
 
 
+class _Refusal(RefusedError):
+    """The gate does not let a stream in, and the audit log is told."""
+
+
 class Dispatcher:
     """Takes the swarm's inbound streams to the handlers of their protocols.
 
     :param authorize: asks the plugins, after the core's own gate.
+    :param approve: asks a person, where a plugin wants that or the device's trust does.
+    :param gate: knows the revoked devices.
+    :param refusals: told of what was refused.
     :param on_failure: told of a handler that raised something other than a `NetworkingError`: plugin name and reason.
     """
 
@@ -77,13 +99,20 @@ class Dispatcher:
         devices: DeviceRegistry,
         connections: PersistentConnectionManager,
         authorize: Authorize,
+        approve: Approve,
+        gate: PeerGate,
+        refusals: Refusals,
         on_failure: Callable[[str, str], None],
     ) -> None:
         self._protocols = protocols
         self._devices = devices
         self._connections = connections
         self._authorize = authorize
+        self._approve = approve
+        self._gate = gate
+        self._refusals = refusals
         self._on_failure = on_failure
+        self._messages = MessageReceiver(on_failure)
         self._open: Counter[str] = Counter()
         self._open_by_peer: Counter[tuple[str, str]] = Counter()
         self._of_peer: Counter[str] = Counter()
@@ -91,7 +120,7 @@ class Dispatcher:
 
     async def handle(self, stream: SwarmStream) -> None:
         """Serve one inbound stream; never raises for what the other side does."""
-        registered = self._protocols.get(stream.protocol)
+        registered = self._protocols.get(stream.protocol.removesuffix(MESSAGES_SUFFIX))
         if registered is None:
             await stream.reset()
             return
@@ -100,6 +129,12 @@ class Dispatcher:
                 await self._handle_stranger(stream, registered)
             else:
                 await self._handle_device(stream, registered)
+        except _Refusal as error:
+            logger.info("stream of %s from %s refused: %s", stream.protocol, stream.peer_id, error)
+            state = self._devices.by_peer(stream.peer_id)
+            device_id = None if state is None else state.device.device_id
+            self._refusals.refused(stream.peer_id, device_id, registered.spec.protocol_name, error.detail)
+            await stream.reset()
         except (NetworkingError, TimeoutError) as error:
             logger.info("stream of %s from %s ended: %s", stream.protocol, stream.peer_id, error)
             await stream.reset()
@@ -108,11 +143,13 @@ class Dispatcher:
             await stream.reset()
 
     async def _handle_stranger(self, stream: SwarmStream, registered: RegisteredProtocol) -> None:
-        state = self._devices.by_peer(stream.peer_id)
-        if state is not None and state.device.trust == Trust.REVOKED:
-            raise RefusedError("The device is revoked.")
-        async with self._slot(stream, registered, stranger=state is None):
-            self._authorize(registered.spec.protocol_name, stream.peer_id, None)
+        spec, peer_id = registered.spec, stream.peer_id
+        revoked = self._gate.is_revoked(peer_id)
+        if revoked and not (Capability.PAIR in spec.capabilities and self._gate.may_pair(peer_id)):
+            raise _Refusal("The device is revoked.")
+        async with self._slot(stream, registered, stranger=revoked or self._devices.by_peer(peer_id) is None):
+            if asks := self._ask_plugins(spec.protocol_name, peer_id, None):
+                raise _Refusal(f"Plugin {asks} wants a person to decide, and strangers may not ask one.")
             await self._serve(PeerStream(stream, None), registered)
 
     async def _handle_device(self, stream: SwarmStream, registered: RegisteredProtocol) -> None:
@@ -120,23 +157,41 @@ class Dispatcher:
         state = self._devices.by_peer(stream.peer_id)
         access = None if state is None else state.device.trust.access
         if state is None or access is None or access < spec.access:
-            raise RefusedError(f"The peer has not the trust that {spec.protocol_id} needs.")
+            raise _Refusal(f"The peer has not the trust that {spec.protocol_id} needs.")
         async with self._slot(stream, registered, stranger=False):
             preamble = await read_preamble(stream, timeout_s=PREAMBLE_TIMEOUT_S)
             with anyio.fail_after(PREAMBLE_TIMEOUT_S):
                 live = await self._connections.wait_session(stream.peer_id, preamble.epoch_id)
             sealed = live.session.accept(stream, preamble)
             device = remote_device(self._devices.get(live.device_id))
-            self._authorize(spec.protocol_name, stream.peer_id, device)
+            asks = self._ask_plugins(spec.protocol_name, stream.peer_id, device)
             with live.bound():
+                if asks or (spec.sensitive and device.trust is Trust.VERIFIED):
+                    await self._ask_person(device, spec.protocol_name, asks)
                 await self._serve(PeerStream(sealed, device), registered)
+
+    def _ask_plugins(self, protocol_name: str, peer_id: str, device: RemoteDevice | None) -> str:
+        try:
+            return self._authorize(protocol_name, peer_id, device)
+        except RefusedError as error:
+            raise _Refusal(error.detail) from error
+
+    async def _ask_person(self, device: RemoteDevice, protocol_name: str, asked_by: str) -> None:
+        try:
+            await self._approve(device, protocol_name, asked_by=asked_by)
+        except RefusedError as error:
+            raise _Refusal(error.detail) from error
 
     async def _serve(self, stream: PeerStream, registered: RegisteredProtocol) -> None:
         spec = registered.spec
         failure: Exception | None = None
-        with anyio.move_on_after(spec.deadline_s) as life, stream.idle_limit(spec.idle_timeout_s) as idle:
+        serve, deadline_s, idle_timeout_s = spec.handler.handle_stream, spec.deadline_s, spec.idle_timeout_s
+        if stream.protocol.endswith(MESSAGES_SUFFIX):
+            serve, deadline_s = partial(self._messages.serve, registered=registered), None
+            idle_timeout_s = max(idle_timeout_s, MESSAGES_IDLE_TIMEOUT_S)
+        with anyio.move_on_after(deadline_s) as life, stream.idle_limit(idle_timeout_s) as idle:
             try:
-                await spec.handler.handle_stream(stream)
+                await serve(stream)
             except Exception as error:
                 failure = _single(error)
         if life.cancelled_caught or idle.cancelled_caught:
@@ -156,23 +211,24 @@ class Dispatcher:
         self, stream: SwarmStream, registered: RegisteredProtocol, *, stranger: bool
     ) -> AsyncIterator[None]:
         spec, peer = registered.spec, stream.peer_id
-        key = (peer, spec.protocol_id)
+        key = (peer, stream.protocol)
+        of_protocol = MAX_MESSAGE_STREAMS if stream.protocol.endswith(MESSAGES_SUFFIX) else spec.max_streams_per_peer
         per_peer = MAX_STREAMS_PER_STRANGER if stranger else MAX_STREAMS_PER_PEER
         if (
-            self._open[spec.protocol_id] >= spec.max_streams
-            or self._open_by_peer[key] >= spec.max_streams_per_peer
+            self._open[stream.protocol] >= spec.max_streams
+            or self._open_by_peer[key] >= of_protocol
             or self._of_peer[peer] >= per_peer
             or (stranger and self._of_strangers >= MAX_STRANGER_STREAMS)
         ):
-            raise RefusedError(f"Too many streams of {spec.protocol_id} are open.")
-        self._open[spec.protocol_id] += 1
+            raise _Refusal(f"Too many streams of {spec.protocol_id} are open.")
+        self._open[stream.protocol] += 1
         self._open_by_peer[key] += 1
         self._of_peer[peer] += 1
         self._of_strangers += stranger
         try:
             yield
         finally:
-            self._open[spec.protocol_id] -= 1
+            self._open[stream.protocol] -= 1
             self._of_strangers -= stranger
             self._release(self._open_by_peer, key)
             self._release(self._of_peer, peer)

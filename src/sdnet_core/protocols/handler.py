@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import anyio
 
+from ..devices.delivery import Delivery, DeliveryOutcome, InboundMessage
 from ..devices.trust import Access, RemoteDevice
 from ..errors import ProtocolError
 from ..events import NetworkEvent
@@ -72,6 +73,11 @@ class PeerStream(SwarmStream):
     @property
     def generation(self) -> int:
         return self._inner.generation
+
+    @property
+    def draining(self) -> bool:
+        """Whether the session has newer keys, so that a long-lived stream is to end soon and be opened anew."""
+        return isinstance(self._inner, SealedStream) and self._inner.draining
 
     def require_device(self) -> RemoteDevice:
         """The paired device at the other end.
@@ -146,6 +152,36 @@ class ProtocolHandler:
         """
         raise ProtocolError(f"{self.protocol_name} takes no requests.")
 
+    async def handle_message(self, device: RemoteDevice, message: InboundMessage) -> bytes | None:
+        """Do the work of one message that the device sent with ``send_message``; calls `handle_request` by default.
+
+        Messages of one priority come in the order in which they were sent, each at least once: after a lost
+        connection or a crash the same message can come again, with the same id. Work that is done in
+        ``ctx.transaction`` is done exactly once.
+
+        :returns: the answer for the sender's `handle_delivery`; None or empty for none.
+        :raises TryLaterError: not now; it comes again later, and so does what was sent after it.
+        :raises StorageError: the same.
+        :raises NetworkingError: it failed for good; the sender learns that, not the text.
+        """
+        return await self.handle_request(device, message.data)
+
+    async def handle_messages(self, device: RemoteDevice, messages: Sequence[InboundMessage]) -> Sequence[bytes | None]:
+        """Do the work of up to `message_batch` messages at once, in order. What it raises holds for all of them.
+
+        :returns: an answer, or None, for each.
+        """
+        return [await self.handle_message(device, message) for message in messages]
+
+    async def handle_delivery(self, device: RemoteDevice, delivery: Delivery) -> None:
+        """Hear what became of a message that we sent with ``send_message``.
+
+        By default the answer to one that was delivered goes to `handle_response`. If this node is killed meanwhile,
+        it may be told again, or not at all.
+        """
+        if delivery.outcome is DeliveryOutcome.DELIVERED:
+            await self.handle_response(device, delivery.response)
+
     async def handle_response(self, device: RemoteDevice, data: bytes) -> None:
         """Take the answer to a message sent with ``send_message``, which does not wait for it."""
 
@@ -165,6 +201,8 @@ class ProtocolHandler:
 
     max_message_bytes: int = 1 << 20
     """Set from the `ProtocolSpec` when the protocol is registered."""
+    message_batch: ClassVar[int] = 1
+    """How many messages `handle_messages` takes at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +217,8 @@ class ProtocolSpec:
 
     :param version: major version; part of the protocol id.
     :param access: the least trust needed to open it.
+    :param sensitive: a person approves each stream of a device whose trust is only "verified". For finer questions a
+        handler asks itself, with `PluginContext.approve`.
     :param max_message_bytes: longest single message.
     :param max_streams: inbound streams of this protocol open at once, from all peers together.
     :param max_streams_per_peer: the same from one peer.
@@ -191,6 +231,7 @@ class ProtocolSpec:
     version: int
     handler: ProtocolHandler
     access: Access = Access.TRUSTED
+    sensitive: bool = False
     max_message_bytes: int = 1 << 20
     max_streams: int = 256
     max_streams_per_peer: int = 32

@@ -105,7 +105,12 @@ class Swarm(ABC):
 
     Use: ``async with swarm.run(): await swarm.listen([...])``. Everything a swarm started has ended when the
     ``run()`` block is left; every listener is closed then.
+
+    :ivar gate: asked with the peer id whether a connection may be, once the peer has proven who it is and before any
+        stream; not asked for connections that are there already. None lets everybody in.
     """
+
+    gate: Callable[[str], bool] | None = None
 
     @property
     @abstractmethod

@@ -187,6 +187,7 @@ class Network(Libp2pNetwork):
 
     :param emit: is told of every connection and disconnection, in order; must not block.
     :param accepting: whether new connections can be taken on now.
+    :param admits: whether a connection with a peer may be.
     """
 
     def __init__(
@@ -199,6 +200,7 @@ class Network(Libp2pNetwork):
         limits: SwarmLimits,
         emit: Callable[[SwarmEvent], None],
         accepting: Callable[[], bool],
+        admits: Callable[[str], bool] = lambda _: True,
     ) -> None:
         super().__init__(
             peer_id,
@@ -220,6 +222,7 @@ class Network(Libp2pNetwork):
         self.limits = limits
         self._emit = emit
         self._accepting = accepting
+        self._admits = admits
         self._generation = 0
         self._handshakes = 0
         self.dialler: Callable[[ID, list[Multiaddr]], Awaitable[None]] | None = None
@@ -325,6 +328,8 @@ class Network(Libp2pNetwork):
             await muxed_conn.event_started.wait()
             if muxed_conn.is_closed:
                 raise SwarmException("the connection closed as it opened")
+            if not self._admits(str(connection.peer_id)):
+                raise SwarmException("that peer is not let in")
             if sum(map(len, self.connections.values())) >= self.limits.max_connections:
                 raise SwarmException("there are too many connections")
             # First the registration, then the streams: no handler runs on a connection nobody was told of.

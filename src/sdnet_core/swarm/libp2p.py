@@ -198,6 +198,7 @@ class Libp2pSwarm(Swarm):
             limits=self._limits,
             emit=self._events.put,
             accepting=lambda: not self._events.full,
+            admits=lambda peer_id: self.gate is None or self.gate(peer_id),
         )
         self._dialler = Dialler(self._network)
         self._network.dialler = self._dialler.dial
@@ -291,6 +292,8 @@ class Libp2pSwarm(Swarm):
             raise ConnectionFailedError("That is this device itself.")
         if self._events.full:
             raise ConnectionFailedError("Too many events wait to be read.")
+        if self.gate is not None and not self.gate(peer_id):
+            raise ConnectionFailedError("That device is not let in here.")
         candidates, reasons = _candidates(peer_id, addresses)
         try:
             with trio.fail_after(timeout_s):

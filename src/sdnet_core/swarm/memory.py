@@ -275,6 +275,8 @@ class MemorySwarm(Swarm):
         self._running()
         if self.is_connected(peer_id):
             return
+        if self.gate is not None and not self.gate(peer_id):
+            raise ConnectionFailedError("That device is not let in here.")
         reasons: list[str] = []
         try:
             with anyio.fail_after(timeout_s):
@@ -303,6 +305,8 @@ class MemorySwarm(Swarm):
             return "another peer answered"
         if self._events.full or swarm._events.full:
             return "too many events wait to be read"
+        if swarm.gate is not None and not swarm.gate(self._peer_id):
+            return "the other side closed the connection"
         # A half that the other side still holds is one whose end it was not told about.
         swarm._lose(self._peer_id, "The peer has connected anew.")
         ours = self._join(peer_id, address, Direction.OUTBOUND, link)
