@@ -35,6 +35,7 @@ LAYERS = [
         "context",
         "core",
         "core_devices",
+        "core_messages",
         "hookspecs",
         "node_plugins",
         "node_store",

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .config import Config, load_config
     from .context import PluginContext
     from .core import NetworkingCore
+    from .core_messages import WaitingMessage
+    from .devices.delivery import Delivery, DeliveryOutcome, InboundMessage, Priority
     from .devices.trust import Access, RemoteDevice, Trust
     from .discovery.candidates import Candidate
     from .hookspecs import (
@@ -42,6 +44,8 @@ _HOMES = {
     "config": ("Config", "load_config"),
     "context": ("PluginContext",),
     "core": ("NetworkingCore",),
+    "core_messages": ("WaitingMessage",),
+    "devices.delivery": ("Delivery", "DeliveryOutcome", "InboundMessage", "Priority"),
     "devices.trust": ("Access", "RemoteDevice", "Trust"),
     "discovery.candidates": ("Candidate",),
     "hookspecs": ("ApiRequest", "AuthorizationRequest", "Decision", "Route", "ServiceSpec", "hookimpl"),
@@ -69,14 +73,18 @@ __all__ = [
     "Clock",
     "Config",
     "Decision",
+    "Delivery",
+    "DeliveryOutcome",
     "DeviceInfo",
     "Fingerprint",
+    "InboundMessage",
     "NetworkIdentity",
     "NetworkingCore",
     "PeerStream",
     "PluginContext",
     "PluginRecord",
     "PluginState",
+    "Priority",
     "ProtocolHandler",
     "ProtocolSpec",
     "Randomness",
@@ -85,6 +93,7 @@ __all__ = [
     "SecureStorage",
     "ServiceSpec",
     "Trust",
+    "WaitingMessage",
     "hookimpl",
     "is_small_order",
     "load_config",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.abc import TaskGroup
 
-from .commands import SendMessage
+from .commands import CommandChannel, SendMessage
 from .devices.courier import Courier
 from .devices.delivery import MESSAGES_SUFFIX, Delivery, Priority
 from .devices.outbox import Lane, Outbox, OutboxLimits, QueuedMessage
@@ -21,12 +21,13 @@ from .devices.trust import Trust
 from .errors import DeviceNotFoundError, InvalidRequestError, NotFoundError
 from .events import ConnectionEstablished, DeviceRemoved, EventsDropped
 from .protocols.handler import PeerStream
+from .protocols.registry import ProtocolRegistry
 from .storage.database import Database
 
 if TYPE_CHECKING:
     from .core import NetworkingCore
 
-__all__ = ["Messages", "WaitingMessage"]
+__all__ = ["MessageMethods", "Messages", "WaitingMessage"]
 
 OPEN_TIMEOUT_S = 10.0
 
@@ -59,8 +60,11 @@ class Messages:
     :param limits: of the outbox.
     """
 
-    def __init__(self, core: NetworkingCore, sealer: Sealer, limits: OutboxLimits | None = None) -> None:
+    def __init__(
+        self, core: NetworkingCore, protocols: ProtocolRegistry, sealer: Sealer, limits: OutboxLimits | None = None
+    ) -> None:
         self._core = core
+        self._protocols = protocols
         self._databases: dict[str, Database] = {}
         self.outbox = Outbox(
             core.config.paths.data / "outbox.sqlite3",
@@ -98,29 +102,15 @@ class Messages:
         tasks.start_soon(self._follow)
         await tasks.start(self._courier.run)
 
-    async def send(
-        self,
-        device_id: uuid.UUID,
-        protocol_name: str,
-        data: bytes,
-        *,
-        priority: Priority,
-        ttl_s: float | None,
-        message_id: uuid.UUID | None,
-    ) -> uuid.UUID:
-        """See `NetworkingCore.send_message`."""
-        registered = self._core.protocols.by_name(protocol_name)
-        max_bytes = registered.spec.max_message_bytes if registered is not None else 1 << 20
-        if len(data) > max_bytes:
-            raise InvalidRequestError(f"The message has {len(data):,} bytes; at most {max_bytes:,} can be sent.")
-        command = SendMessage(device_id, protocol_name, bytes(data), Priority(priority), ttl_s, message_id)
-        message: QueuedMessage = await self._core.call(command)
-        await self.outbox.wait_stored(message)
-        return message.id
-
     def put(self, command: SendMessage) -> QueuedMessage:
         """Carry out the command: put the message into the outbox."""
-        state = self._core.device_state(command.device_id)
+        registered = self._protocols.by_name(command.protocol_name)
+        max_bytes = registered.spec.max_message_bytes if registered is not None else 1 << 20
+        if len(command.data) > max_bytes:
+            raise InvalidRequestError(
+                f"The message has {len(command.data):,} bytes; at most {max_bytes:,} can be sent."
+            )
+        state = self._core._registry.get(command.device_id)
         if state.device.trust is Trust.REVOKED:
             raise DeviceNotFoundError(f"{state.device.name} is revoked; nothing is sent to it.")
         message = self.outbox.put(
@@ -132,7 +122,7 @@ class Messages:
             message_id=command.message_id,
         )
         if not isinstance(state, Connected):
-            self._core.wake_device(command.device_id)
+            self._core._connections.sighted(state.device.peer_id)
         return message
 
     async def waiting(
@@ -179,10 +169,10 @@ class Messages:
     # Inside
 
     def _is_connected(self, device_id: uuid.UUID) -> bool:
-        return isinstance(self._core.device_state(device_id), Connected)
+        return isinstance(self._core._registry.get(device_id), Connected)
 
     async def _open_stream(self, device_id: uuid.UUID, protocol_name: str) -> PeerStream:
-        registered = self._core.protocols.by_name(protocol_name)
+        registered = self._protocols.by_name(protocol_name)
         version = 1 if registered is None else registered.spec.version
         return await self._core.open_stream(
             device_id, protocol_name, versions=(version,), timeout_s=OPEN_TIMEOUT_S, suffix=MESSAGES_SUFFIX
@@ -193,7 +183,7 @@ class Messages:
             device = self._core.remote_device(lane.device_id)
         except DeviceNotFoundError:
             return
-        await self._core.hand_delivery(device, lane.protocol_name, delivery)
+        await self._core._plugins.hand_delivery(device, lane.protocol_name, delivery)
 
     async def _follow(self) -> None:
         kinds = (ConnectionEstablished.kind, DeviceRemoved.kind)
@@ -216,3 +206,26 @@ class Messages:
             kept = False
         if not kept:
             await self.outbox.remove_device(device_id)
+
+
+class MessageMethods:
+    """The methods of `NetworkingCore` that are about messages that may wait."""
+
+    messages: Messages
+    _commands: CommandChannel
+
+    async def send_message(
+        self,
+        device_id: uuid.UUID,
+        protocol_name: str,
+        data: bytes,
+        *,
+        priority: Priority = Priority.NORMAL,
+        ttl_s: float | None = None,
+        message_id: uuid.UUID | None = None,
+    ) -> uuid.UUID:
+        """Put a message into the outbox. See `PluginContext.send_message`."""
+        command = SendMessage(device_id, protocol_name, bytes(data), Priority(priority), ttl_s, message_id)
+        message: QueuedMessage = await self._commands.call(command)
+        await self.messages.outbox.wait_stored(message)
+        return message.id

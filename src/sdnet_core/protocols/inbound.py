@@ -110,9 +110,7 @@ class MessageReceiver:
                 if len(item.data) > registered.spec.max_message_bytes:
                     raise ProtocolError("A message is longer than its protocol allows.")
                 key = MessageKey(device.pairing_id.bytes, name, item.number, item.id, batch.below)
-                messages.append(
-                    InboundMessage(id=uuid.UUID(bytes=item.id), priority=lane[2], data=item.data, key=key)
-                )
+                messages.append(InboundMessage(id=uuid.UUID(bytes=item.id), priority=lane[2], data=item.data, key=key))
         size = max(1, registered.spec.handler.message_batch)
         for start in range(0, len(messages), size):
             await self._hand_over(stream, registered, device, messages[start : start + size])
