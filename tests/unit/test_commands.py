@@ -2,6 +2,7 @@ import uuid
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from sdnet_core.commands import Command, CommandChannel, SendMessage
@@ -22,7 +23,7 @@ async def test_commands_are_carried_out_one_after_the_other_in_order() -> None:
         nonlocal running
         running += 1
         assert running == 1
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         running -= 1
         assert isinstance(command, SendMessage)
         done.append(command.data)
