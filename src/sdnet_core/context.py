@@ -182,6 +182,10 @@ class PluginContext:
         """
         return await self._core.messages.waiting(device_id=device_id, protocols=protocols)
 
+    def why_waiting(self, message_id: uuid.UUID) -> str:
+        """What is wrong with the delivery of a message to a device that is connected; empty for nothing."""
+        return self._core.messages.trouble(message_id)
+
     async def cancel_message(self, message_id: uuid.UUID) -> bool:
         """Take a message out of the outbox, durably before this returns.
 

@@ -14,7 +14,8 @@ from anyio.abc import TaskGroup
 from .commands import CommandChannel, SendMessage
 from .devices.courier import Courier
 from .devices.delivery import MESSAGES_SUFFIX, Delivery, Priority
-from .devices.outbox import Lane, Outbox, OutboxLimits, QueuedMessage
+from .devices.lanes import Lane, OutboxLimits, QueuedMessage
+from .devices.outbox import Outbox
 from .devices.outbox_store import Sealer
 from .devices.registry import Connected
 from .devices.trust import Trust

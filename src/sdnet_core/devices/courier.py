@@ -34,7 +34,8 @@ from .delivery import (
     Verdict,
     max_frame_bytes,
 )
-from .outbox import Lane, Outbox, QueuedMessage
+from .lanes import Lane, QueuedMessage
+from .outbox import Outbox
 
 __all__ = ["Courier", "MessageCarrier"]
 

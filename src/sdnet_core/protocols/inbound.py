@@ -136,19 +136,13 @@ class MessageReceiver:
                 raise ProtocolError(f"{len(messages)} messages got {len(responses)} responses.")
             if any(response is not None and len(response) > 1 << 20 for response in responses):
                 raise ProtocolError("The response to a message is longer than 1 MiB.")
-        except StaleMessageError as stale:
+        except (StaleMessageError, TryLaterError, StorageError) as error:
             if len(messages) > 1:
-                # One of several: those before it are good, or known.
+                # Those before the one that it is about are good, or known.
                 for message in messages:
                     await self._hand_over(stream, registered, device, (message,))
                 return
-            last = Stale(next_number=stale.next_number)
-        except TryLaterError as error:
-            logger.info("messages of %s from %s have to wait: %s", registered.spec.protocol_id, device.device_id, error)
-            last = Later(reason=LaterReason.FULL)
-        except StorageError as error:
-            logger.error("messages of %s could not be stored: %s", registered.spec.protocol_id, error)
-            last = Later(reason=LaterReason.STORAGE)
+            last = self._not_now(registered, device, error)
         except Exception as error:
             verdict = self._failed(registered, device, error)
         if last is not None:
@@ -165,6 +159,12 @@ class MessageReceiver:
             answers += [Settled(number=m.key.number, verdict=verdict, response=b"") for m in messages]
         answers.append(Done(up_to=messages[-1].key.number))
         await stream.send(b"".join(encode_frame(encode(answer)) for answer in answers))
+
+    def _not_now(self, registered: RegisteredProtocol, device: RemoteDevice, error: NetworkingError) -> Message:
+        if isinstance(error, StaleMessageError):
+            return Stale(next_number=error.next_number)
+        logger.warning("messages of %s from %s wait: %s", registered.spec.protocol_id, device.device_id, error)
+        return Later(reason=LaterReason.STORAGE if isinstance(error, StorageError) else LaterReason.FULL)
 
     def _failed(self, registered: RegisteredProtocol, device: RemoteDevice, error: Exception) -> Verdict:
         spec = registered.spec
