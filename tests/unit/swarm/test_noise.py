@@ -221,7 +221,7 @@ async def test_a_cancelled_write_on_another_connection_ends_it() -> None:
         with trio.move_on_after(0.05) as scope:
             await dialler.write(bytes(50_000_000))
         assert scope.cancelled_caught
-        with pytest.raises(ConnectionClosedError, match="broke off"):
+        with pytest.raises(ConnectionClosedError, match="broke off"), trio.fail_after(5):
             await dialler.write(b"more")
         with trio.fail_after(5):
             await dialler.close()
@@ -298,7 +298,7 @@ async def test_an_end_in_the_middle_of_a_message_is_no_end(cut: int) -> None:
         await pair[0].write(bytes(sealed[:cut]))
         await dialler.close()
         assert await listener.read() == b"whole"
-        with pytest.raises(IncompleteReadError):
+        with pytest.raises(IncompleteReadError), trio.fail_after(5):
             await listener.read()
 
 
@@ -310,7 +310,7 @@ async def test_forged_messages_are_refused() -> None:
         await dialler.write(b"good")
         assert await listener.read() == b"good"
         for _ in range(2):
-            with pytest.raises(DecryptionFailedException):
+            with pytest.raises(DecryptionFailedException), trio.fail_after(5):
                 await listener.read()
 
 
