@@ -34,13 +34,13 @@ def describe_device(state: PairedState, *, now: float, last_error: str) -> dict[
     device = state.device
     live = state.live if isinstance(state, Connected) else None
     if live is not None:
-        shown, reason, last_seen = "connected", "", now
+        shown, reason, last_error, last_seen = "connected", "", "", now
     else:
         if device.pending:
             shown = "pending"
         else:
             shown = "disconnected" if device.trust.access is not None else str(device.trust)
-        reason = last_error or (state.reason if isinstance(state, Disconnected) else "")
+        reason = (state.reason if isinstance(state, Disconnected) else "") or last_error
         last_seen = state.connection.last_seen
     return {
         **describe_identity(device.info),
@@ -55,6 +55,7 @@ def describe_device(state: PairedState, *, now: float, last_error: str) -> dict[
         "paired_at": device.paired_at,
         "last_seen": last_seen or None,
         "reason": reason,
+        "last_error": last_error,
     }
 
 
