@@ -108,9 +108,12 @@ class Swarm(ABC):
 
     :ivar gate: asked with the peer id whether a connection may be, once the peer has proven who it is and before any
         stream; not asked for connections that are there already. None lets everybody in.
+    :ivar knows: tells whether a peer is one of ours; all others are strangers, who share a smaller part of the
+        connections. None knows everybody.
     """
 
     gate: Callable[[str], bool] | None = None
+    knows: Callable[[str], bool] | None = None
 
     @property
     @abstractmethod

@@ -1,7 +1,8 @@
 """Connects to one peer at many addresses: all are tried at once, one connection comes out.
 
-The transports' raw dials are raced; whoever answers is upgraded, one at a time, until one turns out to be the peer.
-There are no fixed pauses, no repeats and no memory of failures: when to try again is for the layers above.
+The transports' raw dials are raced. The first that answers has a quarter of a second for its handshake before the next
+one begins as well, so an address where somebody listens and says nothing costs no more than that. There are no fixed
+pauses, no repeats and no memory of failures: when to try again is for the layers above.
 """
 
 from __future__ import annotations
@@ -14,20 +15,19 @@ import logging
 import trio
 from libp2p.abc import IRawConnection
 from libp2p.io.abc import ReadWriteCloser
-from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from multiaddr import Multiaddr
 
-from .host import Network, remember_remote_address
+from .host import Network, prepare_socket
 
 __all__ = ["Dialler"]
 
 logger = logging.getLogger(__name__)
 
-_CROWDED_HANDSHAKE_S = 3.0
-"""Time for one address's handshake while other addresses wait for their turn."""
+_CROWDED_COMMIT_S = 3.0
+"""Time for agreeing on the multiplexer with one address while others wait for their turn."""
 
 
 class Dialler:
@@ -47,74 +47,80 @@ class Dialler:
         if peer_id in self._network.connections:
             return
         done = self._running[peer_id] = trio.Event()
+        race = _Race(self._network, peer_id, addresses[: self._network.limits.max_dial_addresses])
         try:
-            reasons = await self._race(peer_id, addresses[: self._network.limits.max_dial_addresses])
+            await race.run()
         finally:
             del self._running[peer_id]
             done.set()
         if peer_id not in self._network.connections:
-            raise SwarmException("; ".join(reasons) or "no address is known")
+            raise SwarmException("; ".join(race.reasons) or "no address is known")
 
-    async def _race(self, peer_id: ID, addresses: list[Multiaddr]) -> list[str]:
-        """Try all addresses; returns what went wrong with each."""
-        reasons: list[str] = []
+
+class _Race:
+    """All addresses of one peer, of which one becomes a connection.
+
+    Handshakes with several addresses may run at once; they leave nothing behind at the other side. Agreeing on the
+    multiplexer is what makes a connection there, so one at a time does that.
+    """
+
+    def __init__(self, network: Network, peer_id: ID, addresses: list[Multiaddr]) -> None:
+        self.reasons: list[str] = []
+        self._network = network
+        self._peer_id = peer_id
+        self._addresses = addresses
+        self._commit = trio.Lock()
+        self._over = trio.CancelScope()
+
+    @property
+    def _is_connected(self) -> bool:
+        return self._peer_id in self._network.connections
+
+    async def run(self) -> None:
+        """Try all addresses until there is a connection, or until all have failed."""
         send, receive = trio.open_memory_channel[tuple[Multiaddr, IRawConnection]](0)
-        upgrading = False
+        with self._over:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._stop_when_connected)
+                nursery.start_soon(self._open_all, send)
+                async with receive, trio.open_nursery() as upgrades:
+                    async for address, raw in receive:
+                        settled = trio.Event()
+                        upgrades.start_soon(self._upgrade, address, raw, settled)
+                        with trio.move_on_after(self._network.limits.upgrade_stagger_s):
+                            await settled.wait()
+                nursery.cancel_scope.cancel()
 
-        async def stop_when_connected() -> None:
-            # The peer may reach us while we try to reach it. A handshake that has begun is finished, though: if both
-            # sides gave theirs up for the other's, none would be left.
-            while upgrading or peer_id not in self._network.connections:
-                await self._network.connected.park()
-            nursery.cancel_scope.cancel()
+    async def _stop_when_connected(self) -> None:
+        # The peer may reach us while we try to reach it. What has got so far that the peer may count on it is finished,
+        # though: if both sides gave theirs up for the other's, none would be left.
+        while self._commit.locked() or not self._is_connected:
+            await self._network.connected.park()
+        self._over.cancel()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(stop_when_connected)
-            nursery.start_soon(self._open_all, peer_id, addresses, send, reasons)
-            async with receive:
-                async for address, raw in receive:
-                    upgrading = True
-                    limit_s = self._network.limits.handshake_timeout_s
-                    if len(addresses) > 1:
-                        limit_s = min(limit_s, _CROWDED_HANDSHAKE_S)
-                    await self._upgrade(peer_id, address, raw, limit_s, reasons)
-                    upgrading = False
-                    if peer_id in self._network.connections:
-                        break
-            nursery.cancel_scope.cancel()
-        return reasons
-
-    async def _open_all(
-        self,
-        peer_id: ID,
-        addresses: list[Multiaddr],
-        send: trio.MemorySendChannel[tuple[Multiaddr, IRawConnection]],
-        reasons: list[str],
-    ) -> None:
+    async def _open_all(self, send: trio.MemorySendChannel[tuple[Multiaddr, IRawConnection]]) -> None:
         limiter = trio.CapacityLimiter(self._network.limits.max_parallel_dials)
         async with send, trio.open_nursery() as nursery:
-            for address in addresses:
-                nursery.start_soon(self._open, peer_id, address, limiter, send, reasons)
+            for address in self._addresses:
+                nursery.start_soon(self._open, address, limiter, send)
 
     async def _open(
         self,
-        peer_id: ID,
         address: Multiaddr,
         limiter: trio.CapacityLimiter,
         send: trio.MemorySendChannel[tuple[Multiaddr, IRawConnection]],
-        reasons: list[str],
     ) -> None:
         """Open the raw connection of one address and hand it over."""
         async with limiter:
             try:
                 transport = self._network.transport_manager.transport_for_dialing(address)
                 if transport is None:
-                    reasons.append(f"{address}: no transport for it")
+                    self.reasons.append(f"{address}: no transport for it")
                     return
                 with trio.fail_after(self._network.limits.connect_timeout_s):
                     raw = await transport.dial(address)
             except Exception as exc:
-                reasons.append(f"{address}: {_explain(exc)}")
+                self.reasons.append(f"{address}: {_explain(exc)}")
                 return
         try:
             await send.send((address, raw))
@@ -124,22 +130,30 @@ class Dialler:
             await _discard(raw)
             raise
 
-    async def _upgrade(
-        self, peer_id: ID, address: Multiaddr, raw: IRawConnection, limit_s: float, reasons: list[str]
-    ) -> None:
-        """Make a connection of what answered, if it is the peer."""
+    async def _upgrade(self, address: Multiaddr, raw: IRawConnection, settled: trio.Event) -> None:
+        """Make a connection of what answered, if it is the peer and no other address is faster."""
+        limit_s = self._network.limits.handshake_timeout_s
         try:
-            if isinstance(raw, RawConnection):
-                remember_remote_address(raw.stream)
+            prepare_socket(raw)
             with trio.fail_after(limit_s):
-                muxed = await self._network.upgrade(raw, peer_id)
-            await self._network.add_conn(muxed, "outbound", str(address))
+                secured = await self._network.secure(raw, self._peer_id)
+            async with self._commit:
+                if self._is_connected:
+                    await _discard(raw)
+                    return
+                with trio.fail_after(min(limit_s, _CROWDED_COMMIT_S) if len(self._addresses) > 1 else limit_s):
+                    muxed = await self._network.multiplex(secured)
+                await self._network.add_conn(muxed, "outbound", str(address))
         except Exception as exc:
-            reasons.append(f"{address}: {_explain(exc)}")
+            self.reasons.append(f"{address}: {_explain(exc)}")
             await _discard(raw)
         except BaseException:
             await _discard(raw)
             raise
+        finally:
+            settled.set()
+            # Whoever waits for a connection looks again: the commit is over.
+            self._network.connected.unpark_all()
 
 
 async def _discard(closer: ReadWriteCloser | IRawConnection) -> None:

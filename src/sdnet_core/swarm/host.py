@@ -13,30 +13,29 @@ from sdnet_core.swarm import _fastecdsa as _fastecdsa
 # isort: split
 import logging
 import socket
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import trio
-from libp2p.abc import IMuxedConn, INetConn, IRawConnection, ISecureConn
+from libp2p.abc import IMuxedConn, INetConn, INetStream, IRawConnection, ISecureConn
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection.raw_connection import RawConnection
-from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.exceptions import SwarmException
-from libp2p.network.stream.net_stream import NetStream, StreamState
+from libp2p.network.stream.net_stream import NetStream
 from libp2p.network.swarm import Swarm as Libp2pNetwork
 from libp2p.peer.id import ID
-from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamError
-from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
+from libp2p.stream_muxer.exceptions import MuxedStreamError
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from .abc import Connected, Direction, Disconnected, SwarmEvent
-from .yamux import PROTOCOL_ID as YAMUX_PROTOCOL_ID
+from .connection import Connection
+from .negotiation import answer
+from .upgrade import SwarmLimits, make_upgrader
 from .yamux import Yamux, YamuxStream
 
 __all__ = ["Connection", "Host", "Network", "SwarmLimits", "make_upgrader"]
@@ -50,136 +49,11 @@ _DRAIN_IDLE_S = 1.0
 _DRAIN_FOREIGN_IDLE_S = 4.0
 """The same for the higher one, whose peer may be another implementation that keeps both connections for ever."""
 _CLOSE_ALL_S = 0.7
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SwarmLimits:
-    """What a swarm allows.
-
-    :param max_connections: connections at a time, in both directions.
-    :param max_handshakes: inbound connections at a time that have not proved who they are.
-    :param handshake_timeout_s: time for agreeing on security and multiplexer, in each direction.
-    :param max_inbound_streams: streams that one peer may have open at a time on one connection.
-    :param negotiate_timeout_s: time in which an inbound stream must name its protocol.
-    :param connect_timeout_s: time for one address to answer at all.
-    :param max_dial_addresses: addresses tried of one peer.
-    :param max_parallel_dials: addresses of one peer tried at the same time.
-    """
-
-    max_connections: int = 4096
-    max_handshakes: int = 64
-    handshake_timeout_s: float = 10.0
-    max_inbound_streams: int = 256
-    negotiate_timeout_s: float = 10.0
-    connect_timeout_s: float = 8.0
-    max_dial_addresses: int = 64
-    max_parallel_dials: int = 8
-
-
-class _YamuxSelector(MuxerMultistream):
-    """Makes our multiplexer; libp2p 0.8.1 makes its own for ``/yamux/1.0.0`` whatever class it is given."""
-
-    def __init__(self, max_inbound_streams: int, negotiate_timeout_s: float) -> None:
-        super().__init__({TProtocol(YAMUX_PROTOCOL_ID): Yamux}, int(negotiate_timeout_s))
-        self._max_inbound_streams = max_inbound_streams
-
-    async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
-        protocol, _ = await self._selector.select(conn, conn.is_initiator, self.negotiate_timeout)
-        muxed = Yamux(conn, peer_id, max_inbound_streams=self._max_inbound_streams)
-        return self._annotate_connection(muxed, conn, protocol)
-
-
-def make_upgrader(security: Any, limits: SwarmLimits) -> TransportUpgrader:
-    """An upgrader that knows exactly the given security protocols and our multiplexer."""
-    upgrader = TransportUpgrader(security, {}, int(limits.handshake_timeout_s))
-    upgrader.muxer_multistream = _YamuxSelector(limits.max_inbound_streams, limits.handshake_timeout_s)
-    return upgrader
-
-
-class Connection(SwarmConn):
-    """A connection whose stream handlers end with it, and cannot end anything else."""
-
-    muxed_conn: Yamux
-    swarm: Network
-
-    def __init__(self, muxed_conn: IMuxedConn, network: Network, direction: Direction, address: str) -> None:
-        super().__init__(muxed_conn, network, direction.value)
-        self.way = direction
-        self.address = address
-        self.set_transport_info(muxed_conn.get_transport_addresses(), muxed_conn.get_connection_type())
-        self.opened_at = trio.current_time()
-        self.generation = 0
-        self._handlers = trio.CancelScope()
-        muxed_conn.on_fail = self._handlers.cancel  # type: ignore[attr-defined]
-
-    @property
-    def peer_id(self) -> ID:
-        """Who is at the other end, as the handshake proved."""
-        return self.muxed_conn.peer_id
-
-    async def start(self) -> None:
-        """Serve the streams that the peer opens, until the connection is gone."""
-        with self._handlers:
-            async with trio.open_nursery() as nursery:
-                self.event_started.set()
-                while True:
-                    try:
-                        stream = await self.muxed_conn.accept_stream()
-                    except MuxedConnUnavailable:
-                        break
-                    nursery.start_soon(self._serve, stream)
-                nursery.cancel_scope.cancel()
-
-    async def _serve(self, muxed_stream: YamuxStream) -> None:
-        stream = self._wrap(muxed_stream)
-        in_order = False
-        try:
-            await self.swarm.common_stream_handler(stream)
-            in_order = True
-        except Exception as exc:
-            # A handler's failure must not leave this method: it would end the host.
-            logger.debug("a stream from %s ended: %r", self.peer_id, exc)
-        finally:
-            if in_order:
-                muxed_stream.finish()
-                muxed_stream.close_read()
-            else:
-                muxed_stream.abort()
-            self.streams.discard(stream)
-
-    def _wrap(self, muxed_stream: YamuxStream) -> NetStream:
-        stream = NetStream(muxed_stream, self, None)
-        stream._state = StreamState.OPEN
-        self.streams.add(stream)
-        return stream
-
-    async def open_muxed(self) -> YamuxStream:
-        """Open a stream, without agreeing on a protocol.
-
-        :raises MuxedStreamError: the connection is gone.
-        """
-        return await self.muxed_conn.open_stream()
-
-    async def new_stream(self) -> NetStream:
-        """Open a stream for the library's own protocols."""
-        return self._wrap(await self.muxed_conn.open_stream())
-
-    def end_handlers(self) -> None:
-        """Cancel every handler of a stream of this connection."""
-        self._handlers.cancel()
-
-    async def close(self) -> None:
-        """Close the connection, ending its handlers and streams at once."""
-        if self.event_closed.is_set():
-            return
-        self.event_closed.set()
-        reason = self.muxed_conn.failure or "The connection was closed by this side."
-        self.swarm.unregister(self, reason)
-        self.end_handlers()
-        with trio.CancelScope(shield=True):
-            await self.muxed_conn.close()
-            self.streams.clear()
-            await self.swarm.notify_disconnected(self)
+_MAX_GONE = 256
+"""Peers without a connection of which identify's results are kept; anybody can make many."""
+_UNSENT_BYTES = 128 * 1024
+"""What the kernel may hold of a TCP connection without having sent it; what is sent next waits for that. trio's 16 KiB
+are less than what a fast line takes while a task is being woken."""
 
 
 class Network(Libp2pNetwork):
@@ -188,6 +62,7 @@ class Network(Libp2pNetwork):
     :param emit: is told of every connection and disconnection, in order; must not block.
     :param accepting: whether new connections can be taken on now.
     :param admits: whether a connection with a peer may be.
+    :param knows: whether a peer is one that does not count as a stranger.
     """
 
     def __init__(
@@ -201,6 +76,7 @@ class Network(Libp2pNetwork):
         emit: Callable[[SwarmEvent], None],
         accepting: Callable[[], bool],
         admits: Callable[[str], bool] = lambda _: True,
+        knows: Callable[[str], bool] = lambda _: True,
     ) -> None:
         super().__init__(
             peer_id,
@@ -223,8 +99,10 @@ class Network(Libp2pNetwork):
         self._emit = emit
         self._accepting = accepting
         self._admits = admits
+        self._knows = knows
         self._generation = 0
-        self._handshakes = 0
+        self._handshakes: dict[trio.CancelScope, None] = {}
+        self._gone: dict[ID, None] = {}
         self.dialler: Callable[[ID, list[Multiaddr]], Awaitable[None]] | None = None
         self.connected = trio.lowlevel.ParkingLot()
 
@@ -282,20 +160,26 @@ class Network(Libp2pNetwork):
         if self._closing or not self._accepting() or known >= self.limits.max_connections:
             logger.debug("refusing a connection: %d are open", known)
             return
-        if self._handshakes >= self.limits.max_handshakes:
-            logger.debug("refusing a connection: %d handshakes are going on", self._handshakes)
-            return
-        remember_remote_address(read_write_closer)
+        prepare_socket(read_write_closer)
         raw = RawConnection(read_write_closer, False)
-        self._handshakes += 1
-        try:
-            with trio.fail_after(self.limits.handshake_timeout_s):
-                muxed = await self.upgrade(raw, None)
-        except Exception as exc:
-            logger.debug("an inbound connection from %s failed: %r", raw.get_remote_address(), exc)
+        while len(self._handshakes) >= self.limits.max_handshakes:
+            # The slowest makes room: a flood of connections that say nothing keeps nobody out.
+            oldest = next(iter(self._handshakes))
+            del self._handshakes[oldest]
+            oldest.cancel()
+        with trio.CancelScope() as slot:
+            self._handshakes[slot] = None
+            try:
+                with trio.fail_after(self.limits.handshake_timeout_s):
+                    muxed = await self.multiplex(await self.secure(raw, None))
+            except Exception as exc:
+                logger.debug("an inbound connection from %s failed: %r", raw.get_remote_address(), exc)
+                return
+            finally:
+                self._handshakes.pop(slot, None)
+        if slot.cancelled_caught:
+            logger.debug("an inbound connection from %s made room", raw.get_remote_address())
             return
-        finally:
-            self._handshakes -= 1
         try:
             connection = await self.add_conn(muxed, "inbound")
         except SwarmException as exc:
@@ -303,8 +187,8 @@ class Network(Libp2pNetwork):
             return
         await connection.event_closed.wait()
 
-    async def upgrade(self, raw: IRawConnection, peer_id: ID | None) -> Yamux:
-        """Make a raw connection secure and multiplexed; the caller closes it when this fails.
+    async def secure(self, raw: IRawConnection, peer_id: ID | None) -> ISecureConn:
+        """Make a raw connection secure, if the peer is one that may connect; the caller closes it when this fails.
 
         :param peer_id: who must be at the other end; None for an inbound connection.
         """
@@ -312,7 +196,13 @@ class Network(Libp2pNetwork):
         remote = secured.get_remote_peer()
         if remote == self.self_id:
             raise SwarmException("that is this peer itself")
-        muxed = await self.upgrader.upgrade_connection(secured, remote)
+        if not self._admits(str(remote)):
+            raise SwarmException("that peer may not connect")
+        return secured
+
+    async def multiplex(self, secured: ISecureConn) -> Yamux:
+        """Agree on the multiplexer; the caller closes the raw connection when this fails."""
+        muxed = await self.upgrader.upgrade_connection(secured, secured.get_remote_peer())
         assert isinstance(muxed, Yamux)
         return muxed
 
@@ -332,6 +222,10 @@ class Network(Libp2pNetwork):
                 raise SwarmException("that peer is not let in")
             if sum(map(len, self.connections.values())) >= self.limits.max_connections:
                 raise SwarmException("there are too many connections")
+            if way is Direction.INBOUND:
+                connection.is_stranger = not self._knows(str(connection.peer_id))
+                if connection.is_stranger and self._strangers() >= self.limits.max_strangers:
+                    raise SwarmException("there are too many connections of strangers")
             # First the registration, then the streams: no handler runs on a connection nobody was told of.
             self.start_soon(connection.start)
             self._register(connection)
@@ -342,6 +236,19 @@ class Network(Libp2pNetwork):
             raise
         await self.notify_connected(connection)
         return connection
+
+    def _strangers(self) -> int:
+        """How many connections are of peers that we do not know; some may have become known since they connected."""
+        count = 0
+        for connection in self._all_connections():
+            if connection.is_stranger:
+                connection.is_stranger = not self._knows(str(connection.peer_id))
+                count += connection.is_stranger
+        return count
+
+    def _all_connections(self) -> Iterator[Connection]:
+        for connections in self.connections.values():
+            yield from connections  # type: ignore[misc]
 
     def _register(self, new: Connection) -> None:
         """Put a connection among its peer's, best first, and tell of it if it is the first."""
@@ -396,6 +303,17 @@ class Network(Libp2pNetwork):
         if not others:
             del self.connections[peer_id]
             self._emit(Disconnected(str(peer_id), connection.generation, reason))
+            self._remember_gone(peer_id)
+
+    def _remember_gone(self, peer_id: ID) -> None:
+        """Keep what the library stores about peers that have gone for the last few of them only."""
+        self._gone.pop(peer_id, None)
+        self._gone[peer_id] = None
+        while len(self._gone) > _MAX_GONE:
+            oldest = next(iter(self._gone))
+            del self._gone[oldest]
+            if oldest not in self.connections and self.peerstore.has_peer(oldest):
+                self.peerstore.clear_peerdata(oldest)
 
     async def close_peer(self, peer_id: ID) -> None:
         """Close every connection to a peer."""
@@ -451,15 +369,24 @@ class Network(Libp2pNetwork):
             await self.transport_manager.close_all()
 
 
-def remember_remote_address(stream: Any) -> None:
-    """Let a TCP stream know its peer's address; libp2p 0.8.1 does not understand IPv6's four-part ones."""
-    if isinstance(stream, TrioTCPStream):
-        try:
-            peer = stream.stream.socket.getpeername()
-        except OSError:
-            return
-        if stream.stream.socket.family in (socket.AF_INET, socket.AF_INET6):
-            stream._cached_remote_address = (str(peer[0]), int(peer[1]))
+def prepare_socket(raw: Any) -> None:
+    """Set a TCP connection up.
+
+    It learns its peer's address, too: libp2p 0.8.1 does not understand IPv6's four-part ones.
+    """
+    stream = raw.stream if isinstance(raw, RawConnection) else raw
+    if not isinstance(stream, TrioTCPStream):
+        return
+    tcp = stream.stream.socket
+    if tcp.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    try:
+        peer = tcp.getpeername()
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+    except OSError:
+        return
+    stream._cached_remote_address = (str(peer[0]), int(peer[1]))
 
 
 class Host(BasicHost):
@@ -490,3 +417,26 @@ class Host(BasicHost):
         except SwarmException:
             return
         self._identify_inflight.add(peer_id)
+
+    async def _swarm_stream_handler(self, net_stream: INetStream) -> None:
+        """Let the peer name a protocol, and run its handler."""
+        muxed, connection = getattr(net_stream, "muxed_stream", None), getattr(net_stream, "swarm_conn", None)
+        if not isinstance(muxed, YamuxStream) or not isinstance(connection, Connection):
+            await super()._swarm_stream_handler(net_stream)
+            return
+        limits = connection.swarm.limits
+        if connection.half_open >= limits.max_half_open_streams:
+            muxed.abort("Too many streams have not named their protocol.")
+            return
+        connection.half_open += 1
+        try:
+            with trio.fail_after(limits.negotiate_timeout_s):
+                protocol = TProtocol(await answer(muxed, self.multiselect.handlers))
+        finally:
+            connection.half_open -= 1
+        handler = self.multiselect.handlers.get(protocol)
+        if handler is None:
+            muxed.abort()
+            return
+        net_stream.set_protocol(protocol)
+        await handler(net_stream)

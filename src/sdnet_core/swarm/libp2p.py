@@ -40,10 +40,11 @@ from ..errors import ConnectionFailedError, NetworkTimeoutError, ProtocolError, 
 from . import hardening
 from ._events import EventQueue
 from .abc import AddressesChanged, StreamHandler, Swarm, SwarmEvent, SwarmStream
+from .connection import Connection
 from .dialler import Dialler
-from .hardening import MAX_MULTISTREAM_MESSAGE_BYTES
-from .host import Connection, Host, Network, SwarmLimits, make_upgrader
+from .host import Host, Network, SwarmLimits, make_upgrader
 from .interfaces import PortInUseError, check_listen, expand
+from .negotiation import select
 from .noise import PROTOCOL_ID as NOISE_PROTOCOL_ID
 from .noise import NoiseTransport
 from .yamux import YamuxStream
@@ -51,10 +52,6 @@ from .yamux import YamuxStream
 __all__ = ["Libp2pSwarm", "SwarmLimits"]
 
 logger = logging.getLogger(__name__)
-
-# multistream-select 1.0: https://github.com/multiformats/multistream-select
-_MULTISTREAM = "/multistream/1.0.0"
-_NOT_AVAILABLE = "na"
 
 hardening.apply()
 
@@ -123,53 +120,6 @@ class Libp2pStream(SwarmStream):
             self._muxed.close_read()
 
 
-async def _read_line(stream: YamuxStream) -> str:
-    """Read one multistream-select message."""
-    length = shift = 0
-    while True:
-        byte = (await stream.read(1))[0]
-        length |= (byte & 0x7F) << shift
-        if not byte & 0x80:
-            break
-        shift += 7
-        if shift > 14:
-            raise ProtocolError("The other side sent an endless length while agreeing on a protocol.")
-    if not 0 < length <= MAX_MULTISTREAM_MESSAGE_BYTES:
-        raise ProtocolError(f"The other side sent a message of {length} bytes while agreeing on a protocol.")
-    line = b""
-    while len(line) < length:
-        line += await stream.read(length - len(line))
-    return line.rstrip(b"\n").decode("ascii", "replace")
-
-
-def _line(text: str) -> bytes:
-    encoded = text.encode("ascii") + b"\n"
-    length = len(encoded)
-    if length > MAX_MULTISTREAM_MESSAGE_BYTES:
-        raise ProtocolError("A protocol id is too long.")
-    prefix = bytes([length]) if length < 0x80 else bytes([length & 0x7F | 0x80, length >> 7])
-    return prefix + encoded
-
-
-async def _select(stream: YamuxStream, protocols: Sequence[str]) -> str | None:
-    """Agree on the first protocol that the other side speaks; None if it speaks none.
-
-    The first proposal goes out together with the greeting, which saves a round trip.
-    """
-    greeted = False
-    for protocol in protocols:
-        await stream.write(_line(protocol) if greeted else _line(_MULTISTREAM) + _line(protocol))
-        if not greeted and await _read_line(stream) != _MULTISTREAM:
-            raise ProtocolError("The other side does not speak multistream-select 1.0.")
-        greeted = True
-        answer = await _read_line(stream)
-        if answer == protocol:
-            return protocol
-        if answer != _NOT_AVAILABLE:
-            raise ProtocolError("The other side gave an answer that is not one of multistream-select.")
-    return None
-
-
 class Libp2pSwarm(Swarm):
     """A swarm on py-libp2p. It runs on trio only, and once.
 
@@ -199,6 +149,7 @@ class Libp2pSwarm(Swarm):
             emit=self._events.put,
             accepting=lambda: not self._events.full,
             admits=lambda peer_id: self.gate is None or self.gate(peer_id),
+            knows=lambda peer_id: self.knows is None or self.knows(peer_id),
         )
         self._dialler = Dialler(self._network)
         self._network.dialler = self._dialler.dial
@@ -322,7 +273,7 @@ class Libp2pSwarm(Swarm):
             with trio.fail_after(timeout_s):
                 muxed = await connection.open_muxed()
                 try:
-                    protocol = await _select(muxed, protocols)
+                    protocol = await select(muxed, protocols)
                     if protocol is None:
                         raise ProtocolError(f"{peer_id} speaks none of {', '.join(protocols)}.")
                 except BaseException:
