@@ -154,6 +154,7 @@ class NetworkingCore(DeviceMethods, MessageMethods):
         self.gate = PeerGate(self.clock, self._registry, revocations, refusals, self._pairing_window_closed)
         self._swarm = self._make_swarm(self.identity)
         self._swarm.gate = self.gate.admits
+        self._swarm.knows = lambda peer_id: self._registry.by_peer(peer_id) is not None
         self.discovery = Discovery(self._make_sources(self.identity), self.clock, peer_id=self.identity.peer_id)
         self._connections = PersistentConnectionManager(
             swarm=self._swarm,
@@ -246,9 +247,12 @@ class NetworkingCore(DeviceMethods, MessageMethods):
         return find_plugins(self.config.plugins)
 
     def _libp2p_swarm(self, identity: NetworkIdentity) -> Swarm:
-        from .swarm.libp2p import Libp2pSwarm
+        from .swarm.libp2p import Libp2pSwarm, SwarmLimits
 
-        return Libp2pSwarm(identity.seed)
+        most = self.config.connections.max_connections
+        # Strangers, who may want to pair or to drop something, do not take the places of paired devices.
+        limits = SwarmLimits(max_connections=most, max_strangers=max(1, most // 2))
+        return Libp2pSwarm(identity.seed, limits=limits)
 
     def _default_sources(self, identity: NetworkIdentity) -> Iterable[DiscoverySource]:
         if not self.config.discovery.mdns:
