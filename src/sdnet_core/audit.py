@@ -259,18 +259,9 @@ class AuditLog:
         found = [line for line in lines if float(line.get("at", 0)) >= since]
         return found if limit is None else found[max(0, len(found) - limit) :]
 
-    async def follow(self, *, since: float = 0.0) -> AsyncIterator[dict[str, Any]]:
+    def follow(self, *, since: float = 0.0) -> AsyncIterator[dict[str, Any]]:
         """The lines from ``since`` on, and then each as it is written, until the node stops."""
-        seen = 0
-        while True:
-            progress = self._progress
-            for line in await self.read(since=since):
-                if line["n"] > seen:
-                    seen = line["n"]
-                    yield line
-            if not self._running:
-                return
-            await progress.wait()
+        return _Follower(self, since)
 
     async def verify(self) -> AuditReport:
         """Check every line that is there against the chain.
@@ -337,6 +328,26 @@ class AuditLog:
                     if isinstance(values.get("n"), int):
                         found.append(values)
         return found
+
+
+class _Follower(AsyncIterator[dict[str, Any]]):
+    def __init__(self, log: AuditLog, since: float) -> None:
+        self._log = log
+        self._since = since
+        self._seen = 0
+        self._lines: deque[dict[str, Any]] = deque()
+
+    async def __anext__(self) -> dict[str, Any]:
+        while not self._lines:
+            progress, running = self._log._progress, self._log._running
+            self._lines.extend(line for line in await self._log.read(since=self._since) if line["n"] > self._seen)
+            if self._lines:
+                self._seen = self._lines[-1]["n"]
+            elif running:
+                await progress.wait()
+            else:
+                raise StopAsyncIteration
+        return self._lines.popleft()
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""``sdnet devices``, ``ping`` and ``events``."""
+"""``sdnet devices`` and what can be done to one; ``ping`` and ``events``."""
 
 from __future__ import annotations
 
@@ -8,19 +8,36 @@ from typing import Any
 import click
 
 from ..errors import ConnectionFailedError, NetworkingError, NetworkTimeoutError
-from .kit import Cli, clean, format_time, json_option, pass_cli, quote_segment
+from .kit import Cli, clean, format_size, format_time, json_option, pass_cli, quote_segment
 
 __all__ = ["devices", "events", "ping"]
 
 _WORTH_ANOTHER_TRY = (ConnectionFailedError.code, NetworkTimeoutError.code)
 
 
-@click.command(
-    epilog="\b\nExamples:\n  sdnet devices\n  sdnet devices --json | jq -r '.[] | select(.connected) | .name'"
+@click.group(
+    invoke_without_command=True,
+    epilog="\b\nExamples:\n"
+    "  sdnet devices\n"
+    "  sdnet devices info laptop\n"
+    "  sdnet devices revoke phone\n"
+    "  sdnet devices --json | jq -r '.[] | select(.connected) | .name'",
 )
 @json_option
+@click.pass_context
+def devices(ctx: click.Context, as_json: bool) -> None:
+    """List the paired devices and their state, or change one of them.
+
+    DEVICE is a name, an id, or the beginning of either.
+    """
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_devices, as_json=as_json)
+
+
+@devices.command(name="list")
+@json_option
 @pass_cli
-def devices(cli: Cli, as_json: bool) -> None:
+def list_devices(cli: Cli, as_json: bool) -> None:
     """List the paired devices and their state."""
     found = cli.client.get("/devices")
     if as_json:
@@ -45,6 +62,120 @@ def devices(cli: Cli, as_json: bool) -> None:
         ("where", "ADDRESS OR REASON"),
     ]
     cli.table(rows, columns, empty="No device is paired yet.")
+
+
+@devices.command(epilog="\b\nExamples:\n  sdnet devices info laptop\n  sdnet devices info 3f2a --json")
+@click.argument("device")
+@json_option
+@pass_cli
+def info(cli: Cli, device: str, as_json: bool) -> None:
+    """Show all there is to know of DEVICE: who it is, where it is, and what passed over the connection."""
+    found = cli.client.get(f"/devices/{quote_segment(device)}")
+    if as_json:
+        cli.print_json(found)
+        return
+    connection = found["connection"] or {}
+    own_name = "" if found["own_name"] == found["name"] else f" (calls itself {found['own_name']})"
+    latency_s = found["latency_s"]
+    facts = [
+        ("name", f"{found['name']}{own_name}"),
+        ("id", found["device_id"]),
+        ("fingerprint", f"{found['fingerprint']['words']}  ({found['fingerprint']['hex']})"),
+        ("peer id", found["peer_id"]),
+        ("system", f"{found['os']}, sdnet {found['version']}"),
+        ("trust", found["trust"]),
+        ("state", found["state"] + (f": {found['reason']}" if found["reason"] else "")),
+        ("last error", "" if found["last_error"] == found["reason"] else found["last_error"]),
+        ("paired", format_time(found["paired_at"])),
+        ("last seen", "now" if found["connected"] else format_time(found["last_seen"])),
+        ("known addresses", ", ".join(found["known_addresses"])),
+        ("connected at", found["address"]),
+        ("connected since", format_time(connection["connected_at"]) if connection else ""),
+        ("dialled by", {"us": "this device", "them": "the other device"}.get(connection.get("dialled_by", ""), "")),
+        ("round trip", f"{latency_s * 1000:.2f} ms" if latency_s is not None else ""),
+        (
+            "encryption",
+            f"{connection['suite']}, until {format_time(connection['keys_expire_at'])}" if connection else "",
+        ),
+        ("sent", _traffic(connection, "sent")),
+        ("received", _traffic(connection, "received")),
+        ("streams", f"{connection['streams']} open" if connection else ""),
+    ]
+    for title, value in facts:
+        if value:
+            cli.print(f"{title + ':':<17}{value}")
+
+
+def _traffic(connection: dict[str, Any], way: str) -> str:
+    if not connection:
+        return ""
+    return f"{format_size(connection[f'bytes_{way}'])} in {connection[f'records_{way}']} records"
+
+
+@devices.command(epilog="\b\nExamples:\n  sdnet devices trust phone verified\n  sdnet devices trust laptop trusted")
+@click.argument("device")
+@click.argument("trust", type=click.Choice(["trusted", "verified"]))
+@json_option
+@pass_cli
+def trust(cli: Cli, device: str, trust: str, as_json: bool) -> None:
+    """Trust DEVICE, or have a person approve its sensitive operations.
+
+    \b
+    trusted   it may use everything that paired devices may
+    verified  sensitive operations wait for "sdnet approvals approve"
+    """
+    changed = cli.client.post(f"/devices/{quote_segment(device)}/trust", {"trust": trust})
+    _say(cli, as_json, changed, f"{changed['name']} is {changed['trust']}.")
+
+
+@devices.command(epilog="\b\nExamples:\n  sdnet devices revoke phone")
+@click.argument("device")
+@json_option
+@pass_cli
+def revoke(cli: Cli, device: str, as_json: bool) -> None:
+    """Cut DEVICE off at once, and refuse it from now on.
+
+    What is under way with it ends, and its keys are deleted. Only pairing it again, with a new code, lets it back in.
+    """
+    revoked = cli.client.post(f"/devices/{quote_segment(device)}/revoke")
+    told = "It was told." if revoked["told"] else "It is away and was not told."
+    _say(cli, as_json, revoked, f"{revoked['name']} is revoked. {told}")
+
+
+@devices.command(
+    epilog="\b\nExamples:\n  sdnet devices rename phone 'kitchen phone'\n  sdnet devices rename kitchen --reset"
+)
+@click.argument("device")
+@click.argument("name", required=False)
+@click.option("--reset", is_flag=True, help="Call it what it calls itself.")
+@json_option
+@pass_cli
+def rename(cli: Cli, device: str, name: str | None, reset: bool, as_json: bool) -> None:
+    """Call DEVICE something else on this device."""
+    if (name is None) is not reset:
+        raise click.UsageError("Give a new name, or --reset.")
+    renamed = cli.client.post(f"/devices/{quote_segment(device)}/rename", {"name": name})
+    _say(cli, as_json, renamed, f"{renamed['own_name']} is called {renamed['name']} here.")
+
+
+@devices.command(epilog="\b\nExamples:\n  sdnet devices forget 'old laptop'")
+@click.argument("device")
+@json_option
+@pass_cli
+def forget(cli: Cli, device: str, as_json: bool) -> None:
+    """End the pairing with DEVICE and keep nothing of it.
+
+    It may ask to pair again like any stranger; to keep it out, revoke it instead.
+    """
+    forgotten = cli.client.delete(f"/devices/{quote_segment(device)}")
+    _say(cli, as_json, forgotten, f"{forgotten['name']} is forgotten.")
+
+
+def _say(cli: Cli, as_json: bool, answer: Any, text: str) -> None:
+    if as_json:
+        cli.print_json(answer)
+    else:
+        cli.print(text)
 
 
 @click.command(epilog="\b\nExamples:\n  sdnet ping laptop\n  sdnet ping 3f2a --count 10")

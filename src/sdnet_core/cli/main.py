@@ -23,6 +23,8 @@ __all__ = ["main"]
 
 # Where each command of the core is defined; a module is imported when its command is used.
 _COMMANDS = {
+    "approvals": "approvals",
+    "audit": "audit",
     "devices": "devices",
     "events": "devices",
     "ping": "devices",

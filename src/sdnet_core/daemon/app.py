@@ -27,6 +27,7 @@ from ..events import PluginFailed
 from ..hookspecs import ApiRequest, Route
 from .problems import encode_json, http_problem, problem_response
 from .sse import EventStreamResponse
+from .trust_routes import TrustRoutes
 
 if TYPE_CHECKING:
     from ..core import NetworkingCore
@@ -106,6 +107,7 @@ class _CoreRoutes:
             Route(method="GET", path="/plugins", endpoint=self.plugins, summary="Plugins and their state"),
             Route(method="GET", path="/events", endpoint=self.events, summary="What happens, as it happens"),
             Route(method="POST", path="/stop", endpoint=self.stop, summary="Stop the node"),
+            *TrustRoutes(self._core).routes(),
         ]
 
     async def version(self, request: ApiRequest) -> Any:

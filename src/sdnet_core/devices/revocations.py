@@ -160,7 +160,7 @@ class RevocationList:
             self._take(copy)
         elif file.damage and copy.damage:
             raise self._lost(f"{file.damage}, and its sealed copy {copy.damage}")
-        elif file.damage and not file.torn and copy.chain.number < file.chain.number:
+        elif file.damage and not file.torn and (not copy.data or copy.chain.number < file.chain.number):
             raise self._lost(file.damage)
         else:
             if file.damage:

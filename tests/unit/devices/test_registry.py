@@ -88,8 +88,9 @@ def test_the_end_of_an_old_connection_does_not_touch_the_new_one(registry: Devic
 @pytest.mark.parametrize("trust", [Trust.EXPIRED, Trust.REVOKED])
 def test_a_device_without_trust_is_never_connected(registry: DeviceRegistry, trust: Trust) -> None:
     phone = device()
-    registry.restore(PairedDevice(**{**{f: getattr(phone, f) for f in phone.__struct_fields__}, "trust": trust}),
-                     ConnectionRecord())
+    registry.restore(
+        PairedDevice(**{**{f: getattr(phone, f) for f in phone.__struct_fields__}, "trust": trust}), ConnectionRecord()
+    )
     with pytest.raises(ConflictError, match=str(trust)):
         registry.mark_connected(live(phone))
 
@@ -129,7 +130,7 @@ def test_finding_by_name_id_and_prefix(registry: DeviceRegistry) -> None:
     assert registry.find("La").device.info.name == "Laptop"
     assert registry.find("00000002").device.info.name == "phone"
     assert registry.find(str(uuid.UUID(int=3 << 96))).device.info.name == "phablet"
-    with pytest.raises(DeviceNotFoundError, match="fits several devices: phablet .* phone"):
+    with pytest.raises(DeviceNotFoundError, match=r"fits several devices: phablet .* phone"):
         registry.find("ph")
     with pytest.raises(DeviceNotFoundError, match="Paired: Laptop, phablet, phone"):
         registry.find("tv")

@@ -1,0 +1,95 @@
+"""``sdnet audit``: what happened that is of concern for security."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import datetime
+from typing import Any
+
+import click
+
+from .kit import Cli, clean, format_time, json_option, pass_cli
+
+__all__ = ["audit"]
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+class _Since(click.ParamType[float]):
+    """A time ago (``2h``), or a date and time."""
+
+    name = "when"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        if found := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", value):
+            return time.time() - float(found[1]) * _UNITS_S[found[2]]
+        try:
+            return datetime.fromisoformat(value).timestamp()
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is neither a time ago, such as 2h or 7d, nor a date, such as 2025-03-01 14:05.")
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog="\b\nExamples:\n"
+    "  sdnet audit --since 7d\n"
+    "  sdnet audit --kinds device-revoked,trust-changed\n"
+    "  sdnet audit -f --json | jq .\n"
+    "  sdnet audit verify",
+)
+@click.option("--since", type=_Since(), metavar="WHEN", help="Not what is older: 2h, 7d, or a date.")
+@click.option("--kinds", metavar="KIND,…", help="Only lines of these kinds.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on.")
+@json_option
+@pass_cli
+@click.pass_context
+def audit(ctx: click.Context, cli: Cli, since: float | None, kinds: str | None, follow: bool, as_json: bool) -> None:
+    """Show the audit log: pairings, trust, revocations, refusals, approvals.
+
+    With --json one line for each entry. Following ends with Ctrl-C, or when the node stops.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    if not follow:
+        for line in cli.client.get("/audit", since=since, kinds=kinds):
+            _show(cli, line, as_json)
+        return
+    wanted = {kind for kind in (kinds or "").split(",") if kind}
+    with cli.client.stream("/audit/follow", since=since) as lines:
+        for line in lines:
+            if not wanted or line["kind"] in wanted:
+                _show(cli, line, as_json)
+
+
+@audit.command()
+@json_option
+@pass_cli
+def verify(cli: Cli, as_json: bool) -> int:
+    """Check that no line was changed, moved or taken out.
+
+    Ends with 1 if something is wrong.
+    """
+    report = cli.client.post("/audit/verify")
+    if as_json:
+        cli.print_json(report)
+    else:
+        for problem in report["problems"]:
+            cli.print(problem)
+        right = f"{report['lines']} lines from number {report['first']} on"
+        cli.print(f"{right} are as they were written." if not report["problems"] else f"{right} are right.")
+    return 1 if report["problems"] else 0
+
+
+def _show(cli: Cli, line: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        cli.print_json(line, compact=True)
+        return
+    rest = "  ".join(
+        f"{key}={clean(str(value))}"
+        for key, value in line.items()
+        if key not in ("n", "at", "kind") and value not in (None, "")
+    )
+    cli.print(f"{format_time(line['at'])}  {line['kind']}  {rest}")
