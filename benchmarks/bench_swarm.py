@@ -33,10 +33,16 @@ async def _measure(console: Console, names: list[str], scale: Scale) -> dict[str
     load = machine.OtherLoad()
     began = time.monotonic()
     figures = Figures()
+    failed: dict[str, str] = {}
     for name in names:
         console.print(f"[bold]{name}[/bold]: {CASES[name].__doc__}", highlight=False)
         case_began = time.monotonic()
-        await CASES[name](Run(figures, scale, lambda text: console.print(f"  {text}", highlight=False)))
+        try:
+            await CASES[name](Run(figures, scale, lambda text: console.print(f"  {text}", highlight=False)))
+        except BenchmarkError as exc:
+            # The other cases still tell something.
+            failed[name] = str(exc)
+            console.print(str(exc), style="red", highlight=False, markup=False)
         console.print(f"  {time.monotonic() - case_began:.0f} s", highlight=False)
     about["other_load_cores"] = load.cores()
     limits = {
@@ -53,6 +59,7 @@ async def _measure(console: Console, names: list[str], scale: Scale) -> dict[str
         seconds=round(time.monotonic() - began),
         machine=about,
         scale=dataclasses.asdict(scale),
+        failed=sorted(failed),
     )
 
 
@@ -121,12 +128,15 @@ def main() -> int:
     report.show(console, found, RATIOS)
     if (busy := found["machine"]["other_load_cores"]) and busy > _QUIET_CORES:
         console.print(f"Other programs kept {busy:g} cores busy meanwhile: repeat on a quiet machine.", style="yellow")
-    whole = not options.case and not options.quick
+    whole = not options.case and not options.quick and not found["failed"]
     path = _OUT / ("bench_swarm.json" if whole else "bench_swarm.partial.json")
     report.write_json(path, found)
     if whole:
         report.write_docs(_DOCS, "bench_swarm", _docs(found))
     console.print(f"Written to {path.relative_to(ROOT)} after {found['seconds']} s", highlight=False)
+    if found["failed"]:
+        console.print(f"Failed: {', '.join(found['failed'])}.", style="red")
+        return 1
     return 0
 
 
