@@ -160,9 +160,7 @@ class Swarm(ABC):
         """The address of the connection to a peer, or None if there is none or it is not known."""
 
     @abstractmethod
-    async def open_stream(
-        self, peer_id: str, protocols: Sequence[str], *, timeout_s: float = 10.0
-    ) -> SwarmStream:
+    async def open_stream(self, peer_id: str, protocols: Sequence[str], *, timeout_s: float = 10.0) -> SwarmStream:
         """Open a stream for the first of the protocols that the other side speaks.
 
         :param protocols: protocol ids, preferred first.
