@@ -299,7 +299,11 @@ class NetworkingCore(DeviceMethods, MessageMethods):
 
     def _pairing_window_closed(self) -> None:
         for peer_id in self._registry.revoked_peers():
-            if self._swarm.is_connected(peer_id) and not self._tasks.cancel_scope.cancel_called:
+            if (
+                self._swarm.is_connected(peer_id)
+                and not self.gate.may_pair(peer_id)
+                and not self._tasks.cancel_scope.cancel_called
+            ):
                 self._tasks.start_soon(self._swarm.hang_up, peer_id)
 
     # Devices

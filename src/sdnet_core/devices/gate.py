@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,7 +14,7 @@ from .trust import Trust
 
 __all__ = ["PeerGate"]
 
-EXPECTED_S = 60.0
+EXPECTED_S = 120.0
 """So long a peer that we have turned to for pairing may talk to us."""
 MAX_EXPECTED = 64
 
@@ -21,7 +22,8 @@ MAX_EXPECTED = 64
 class PeerGate:
     """Asked by the swarm before a connection counts, and by the dispatcher before a stream does.
 
-    :param on_close: called when a pairing window has closed, to end the connections that only it allowed.
+    :param on_close: called when a pairing window has closed, or a conversation that began in it is over, to end the
+        connections of revoked peers that may not pair any more.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class PeerGate:
         self._refusals = refusals
         self._on_close = on_close
         self._windows = 0
+        self._talking: Counter[str] = Counter()
         self._expected: dict[str, float] = {}
 
     def is_revoked(self, peer_id: str) -> bool:
@@ -60,6 +63,7 @@ class PeerGate:
         """Whether a revoked peer may talk of pairing now: a person has asked for it on this device."""
         return (
             self._windows > 0
+            or peer_id in self._talking
             or self._expected.get(peer_id, float("-inf")) > self._clock.monotonic()
             or isinstance(self._registry.stranger(peer_id), Pairing)
         )
@@ -73,6 +77,18 @@ class PeerGate:
         finally:
             self._windows -= 1
             if not self._windows:
+                self._on_close()
+
+    @contextmanager
+    def pairing(self, peer_id: str) -> Iterator[None]:
+        """A peer that came through the window is talked to, perhaps for longer than the window is open."""
+        self._talking[peer_id] += 1
+        try:
+            yield
+        finally:
+            self._talking[peer_id] -= 1
+            if not self._talking[peer_id]:
+                del self._talking[peer_id]
                 self._on_close()
 
     def expect(self, peer_id: str) -> None:

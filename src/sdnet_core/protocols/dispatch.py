@@ -10,7 +10,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -150,7 +150,8 @@ class Dispatcher:
         async with self._slot(stream, registered, stranger=revoked or self._devices.by_peer(peer_id) is None):
             if asks := self._ask_plugins(spec.protocol_name, peer_id, None):
                 raise _Refusal(f"Plugin {asks} wants a person to decide, and strangers may not ask one.")
-            await self._serve(PeerStream(stream, None), registered)
+            with self._gate.pairing(peer_id) if revoked else nullcontext():
+                await self._serve(PeerStream(stream, None), registered)
 
     async def _handle_device(self, stream: SwarmStream, registered: RegisteredProtocol) -> None:
         spec = registered.spec
