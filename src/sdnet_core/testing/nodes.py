@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 
 import anyio
 
-from ..clock import Clock, Randomness, SystemRandomness
+from ..clock import Clock, Randomness, Runner, SystemRandomness, run_in_thread
 from ..config import Config, load_config
 from ..core import NetworkingCore
 from ..discovery.candidates import Announcement, Candidate, CandidateSink, DiscoverySource
 from ..swarm.memory import MemoryNetwork, MemorySwarm
+from .links import FaultyLink
 
 __all__ = ["LinkedNodes", "MemoryDiscovery", "linked_nodes", "memory_node", "pair"]
 
@@ -84,6 +85,7 @@ def memory_node(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     clock: Clock | None = None,
     randomness: Randomness | None = None,
+    runner: Runner = run_in_thread,
 ) -> NetworkingCore:
     """A node on a memory network, not yet started: ``async with memory_node(…) as core``.
 
@@ -104,6 +106,7 @@ def memory_node(
         sources=lambda identity: (discovery.source(identity.peer_id),),
         clock=clock,
         randomness=randomness,
+        runner=runner,
     )
 
 
@@ -132,6 +135,10 @@ class LinkedNodes:
         """
         self.network.cut(a.identity.peer_id, b.identity.peer_id, silent=silent)
 
+    def link(self, a: NetworkingCore, b: NetworkingCore) -> FaultyLink:
+        """The link between two nodes, to delay, slow, cut and heal."""
+        return FaultyLink(self.network, a.identity.peer_id, b.identity.peer_id)
+
     def heal(self, a: NetworkingCore, b: NetworkingCore) -> None:
         """Restore the link between two nodes."""
         self.network.heal(a.identity.peer_id, b.identity.peer_id)
@@ -147,6 +154,7 @@ async def linked_nodes(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     clock: Clock | None = None,
     randomness: Randomness | None = None,
+    runner: Runner = run_in_thread,
 ) -> AsyncIterator[LinkedNodes]:
     """Run nodes that are linked in memory, and by default paired and connected with each other.
 
@@ -157,6 +165,8 @@ async def linked_nodes(
 
     :param plugins: plugin classes; each node makes its own instances.
     :param paired: pair every node with every other, without the pairing protocol.
+    :param settings: configuration by section, such as ``{"plugins": {"echo": {"loud": True}}}``.
+    :param runner: where blocking work is done; `run_inline` for virtual time.
     :param home: where data go; a temporary folder by default.
     """
     network, discovery = MemoryNetwork(), MemoryDiscovery()
@@ -174,6 +184,7 @@ async def linked_nodes(
                 settings=settings,
                 clock=clock,
                 randomness=randomness,
+                runner=runner,
             )
             nodes.append(await stack.enter_async_context(node))
         if paired:
