@@ -1,8 +1,8 @@
 """A stand-in for ``fastecdsa``, which py-libp2p imports but which has no wheel for Linux.
 
 Importing this module puts the stand-in into :data:`sys.modules` if, and only if, the real package cannot be
-imported; every module here that imports libp2p imports this one first. py-libp2p uses fastecdsa for P-256 keys
-alone, which libp2p peers hardly use and we never do: everything but importing it raises
+imported, and then imports libp2p; every module here that imports libp2p imports this one first. py-libp2p uses
+fastecdsa for P-256 keys alone, which libp2p peers hardly use and we never do: everything but importing it raises
 :exc:`UnsupportedKeyError`.
 """
 
@@ -12,6 +12,8 @@ import importlib
 import sys
 from types import ModuleType
 from typing import Any, NoReturn
+
+from . import _libp2p_imports
 
 __all__ = ["UnsupportedKeyError", "install"]
 
@@ -91,3 +93,4 @@ def install() -> bool:
 
 
 install()
+_libp2p_imports.prepare()

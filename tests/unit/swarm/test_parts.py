@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import socket
+import subprocess
 import sys
 from types import ModuleType
 from typing import Any
@@ -103,6 +104,42 @@ class TestFastecdsaStandIn:
             ecc.create_new_key_pair("P-256")
         with pytest.raises(_fastecdsa.UnsupportedKeyError, match="P-256"):
             ecc.ECCPublicKey.from_bytes(bytes(65), "P-256")
+
+
+_WITHOUT_PACKAGES = """
+import sys
+for name in ("fastecdsa", "coincurve", "miniupnpc"):
+    sys.modules[name] = None
+import trio
+from sdnet_core.swarm.libp2p import Libp2pSwarm
+from sdnet_core.swarm._libp2p_imports import UnsupportedError
+from libp2p.crypto.secp256k1 import Secp256k1PublicKey, create_new_key_pair
+
+async def main():
+    a, b = Libp2pSwarm(bytes(32)), Libp2pSwarm(bytes(range(32)))
+    async with a.run(), b.run():
+        await b.listen(["/ip4/127.0.0.1/tcp/0"])
+        await a.dial(b.peer_id, b.addresses)
+
+trio.run(main)
+for refused in (create_new_key_pair, lambda: Secp256k1PublicKey.from_bytes(bytes(33))):
+    try:
+        refused()
+    except UnsupportedError as exc:
+        print(exc)
+print("httpx._client" in sys.modules)
+import httpx
+print(httpx.URL("http://127.0.0.1/").host)
+"""
+
+
+def test_a_swarm_runs_without_the_packages_that_have_no_wheels() -> None:
+    done = subprocess.run([sys.executable, "-c", _WITHOUT_PACKAGES], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    *refusals, loaded, host = done.stdout.splitlines()
+    assert len(refusals) == 2
+    assert all("coincurve" in refusal for refusal in refusals)
+    assert (loaded, host) == ("False", "127.0.0.1")
 
 
 class TestInterfaces:
