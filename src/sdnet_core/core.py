@@ -168,6 +168,7 @@ class NetworkingCore(DeviceMethods, MessageMethods):
             settings=self.config.connections,
             pairing_lost=self._pairing_lost,
             refusals=refusals,
+            has_messages=lambda device_id: self.messages.outbox.has_messages(device_id),
         )
         self._pairings = Pairings(
             registry=self._registry,
@@ -197,7 +198,8 @@ class NetworkingCore(DeviceMethods, MessageMethods):
         await stack.enter_async_context(self._swarm.run())
         await self._node_store.listen(self._swarm, self.config.node.listen)
         await stack.enter_async_context(self.discovery.run())
-        self.discovery.set_addresses(self._swarm.addresses)
+        self._last_addresses = self._swarm.addresses
+        self.discovery.set_addresses(self._last_addresses)
         tasks = self._tasks = await stack.enter_async_context(_background())
         # Before the first stream can come: everything that serves one.
         await self.messages.start(tasks)
@@ -205,9 +207,10 @@ class NetworkingCore(DeviceMethods, MessageMethods):
         tasks.start_soon(self._commands.run, self._carry_out)
         await tasks.start(self._plugins.run)
         tasks.start_soon(self._follow_swarm)
+        tasks.start_soon(self._follow_interfaces)
         tasks.start_soon(self._follow_discovery)
         await tasks.start(self._connections.run)
-        stack.push_async_callback(self._connections.farewell)
+        stack.push_async_callback(self._farewell)
         dispatcher = Dispatcher(
             protocols=self._protocols,
             devices=self._registry,
@@ -232,6 +235,11 @@ class NetworkingCore(DeviceMethods, MessageMethods):
             await self._prepare(stack)
             self._plugins.check_commands()
             return self._plugins.records
+
+    async def _farewell(self) -> None:
+        # A device that hears that we stop may dial at once; it would only be lost again.
+        self._swarm.remove_stream_handler(SESSION_PROTOCOL)
+        await self._connections.farewell()
 
     def request_stop(self) -> None:
         """Ask whoever runs this node to leave its block."""
@@ -268,6 +276,14 @@ class NetworkingCore(DeviceMethods, MessageMethods):
         async for event in self._swarm.events:
             await self._commands.call(SwarmHappened(event))
 
+    async def _follow_interfaces(self) -> None:
+        """Notice that the machine has other addresses than before; the swarm tells only of what it listens on."""
+        while True:
+            await anyio.sleep(max(1.0, self.config.connections.keepalive_interval_s / 6))
+            addresses = self._swarm.addresses
+            if set(addresses) != set(self._last_addresses):
+                await self._commands.call(SwarmHappened(AddressesChanged(addresses)))
+
     async def _follow_discovery(self) -> None:
         async with self.discovery.subscribe() as candidates:
             async for candidate in candidates:
@@ -286,6 +302,9 @@ class NetworkingCore(DeviceMethods, MessageMethods):
                 self.events.publish(PeerDisconnected(peer_id=peer_id))
             case SwarmHappened(AddressesChanged(addresses)):
                 self.discovery.set_addresses(addresses)
+                if set(addresses) != set(self._last_addresses):
+                    self._connections.look_around("this device has other addresses")
+                self._last_addresses = addresses
             case SwarmHappened():
                 pass
             case SendMessage():

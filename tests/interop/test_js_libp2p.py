@@ -292,10 +292,12 @@ async def test_both_dial_at_once(node_command: tuple[str, ...], lower: str) -> N
             for _ in range(10):
                 assert await send_and_receive(swarm, js.peer_id, ECHO, b"from us") == b"from us"
                 assert_echoed(await js.ask("echo", peer=swarm.peer_id, bytes=7), 7)
-            # One of the two is given up when it is idle, and above the swarm nobody hears of that.
-            await js.event("disconnected", peer=swarm.peer_id)
-            (connection,) = await js.ask("connections", peer=swarm.peer_id)
-            assert connection["direction"] == ("inbound" if lower == "we are lower" else "outbound")
+            # On a busy machine one side may have heard of the other's dial before its own: then there is only one.
+            if len(await js.ask("connections", peer=swarm.peer_id)) > 1:
+                # One of the two is given up when it is idle, and above the swarm nobody hears of that.
+                await js.event("disconnected", peer=swarm.peer_id)
+                (connection,) = await js.ask("connections", peer=swarm.peer_id)
+                assert connection["direction"] == ("inbound" if lower == "we are lower" else "outbound")
             assert isinstance(await next_event(swarm), Connected)
             with pytest.raises(TimeoutError), anyio.fail_after(0.1):
                 await swarm.events.receive()

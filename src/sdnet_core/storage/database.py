@@ -7,10 +7,11 @@ sender tells below which number it will send nothing again, and everything below
 from __future__ import annotations
 
 import contextlib
+import os
 import logging
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -93,10 +94,12 @@ class Database:
     """One SQLite file, opened when first used.
 
     :param path: of the file; made with mode 0600 in a directory that is there.
+    :param pairings: those that there are; what is remembered of messages of others is forgotten.
     """
 
-    def __init__(self, path: Path, runner: Runner) -> None:
+    def __init__(self, path: Path, runner: Runner, pairings: Collection[bytes] = ()) -> None:
         self._path = path
+        self._pairings = frozenset(pairings)
         self._runner = runner
         self._db: sqlite3.Connection | None = None
         self._closed = False
@@ -132,19 +135,6 @@ class Database:
             raise job.error
         return cast(T, job.result)
 
-    async def forget_pairings(self, known: Iterable[bytes]) -> None:
-        """Forget all messages of pairings that are not among these."""
-        pairings = set(known)
-
-        def forget(db: sqlite3.Connection, _: Sequence[HasKey]) -> None:
-            for lane, pairing in db.execute("SELECT lane, pairing FROM sdnet_lane").fetchall():
-                if pairing not in pairings:
-                    db.execute("DELETE FROM sdnet_done WHERE lane = ?", (lane,))
-                    db.execute("DELETE FROM sdnet_lane WHERE lane = ?", (lane,))
-
-        if self._path.exists():
-            await self.transaction(forget)
-
     async def close(self) -> None:
         """Close the file; nothing can be done any more."""
         self._closed = True
@@ -176,8 +166,14 @@ class Database:
         if self._db is None:
             if self._closed:
                 raise StorageError(f"{self._path.name} is closed.")
-            self._db = connect(self._path)
-            self._db.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}COMMIT;")
+            db = connect(self._path)
+            try:
+                db.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}COMMIT;")
+                _forget_others(db, self._pairings)
+            except BaseException:
+                db.close()
+                raise
+            self._db = db
         return self._db
 
     def _commit(self, jobs: Sequence[_Job[Any, Any]]) -> None:
@@ -236,6 +232,16 @@ def _new(db: sqlite3.Connection, messages: Sequence[M]) -> Sequence[M]:
     return new
 
 
+def _forget_others(db: sqlite3.Connection, pairings: Collection[bytes]) -> None:
+    rows = db.execute("SELECT lane, pairing FROM sdnet_lane").fetchall()
+    gone = [(lane,) for lane, pairing in rows if pairing not in pairings]
+    if gone:
+        db.execute("BEGIN IMMEDIATE")
+        db.executemany("DELETE FROM sdnet_done WHERE lane = ?", gone)
+        db.executemany("DELETE FROM sdnet_lane WHERE lane = ?", gone)
+        db.execute("COMMIT")
+
+
 def _remember(db: sqlite3.Connection, lane: int, key: MessageKey) -> bool:
     """False if another message has the number."""
     cursor = db.execute("INSERT OR IGNORE INTO sdnet_done VALUES (?, ?, ?)", (lane, key.number, key.id))
@@ -251,8 +257,14 @@ def _lane(db: sqlite3.Connection, key: MessageKey) -> list[int]:
     return list(row)
 
 
+MAX_PATH_BYTES = 500
+"""SQLite takes paths of up to 512 bytes, and names its own files by longer ones."""
+
+
 def connect(path: Path) -> sqlite3.Connection:
     """Open a SQLite file (0600) whose commits are on the disk when they return; it may be used from any one thread."""
+    if len(os.fsencode(path.absolute())) > MAX_PATH_BYTES:
+        raise StorageError(f"{path} is too long a path for a database: at most {MAX_PATH_BYTES} bytes.")
     path.touch(mode=0o600)
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
