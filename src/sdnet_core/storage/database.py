@@ -7,8 +7,8 @@ sender tells below which number it will send nothing again, and everything below
 from __future__ import annotations
 
 import contextlib
-import os
 import logging
+import os
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
