@@ -123,7 +123,7 @@ class Messages:
             message_id=command.message_id,
         )
         if not isinstance(state, Connected):
-            self._core._connections.sighted(state.device.peer_id)
+            self._core._connections.needed(command.device_id)
         return message
 
     async def waiting(
@@ -164,7 +164,8 @@ class Messages:
         database = self._databases.get(plugin)
         if database is None:
             path = self._core.plugin_directory(plugin) / "plugin.sqlite3"
-            database = self._databases[plugin] = Database(path, self._core.runner)
+            pairings = [device.pairing_id.bytes for device in self._core.remote_devices()]
+            database = self._databases[plugin] = Database(path, self._core.runner, pairings)
         return database
 
     # Inside

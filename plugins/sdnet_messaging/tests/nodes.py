@@ -12,7 +12,7 @@ from sdnet_core.testing import linked_nodes
 from sdnet_messaging import MessagingService
 from sdnet_messaging.plugin import MessagingPlugin
 
-QUICK = {"plugins": {"messaging": {"connect_timeout_s": 0.5, "ack_timeout_s": 0.3}}}
+QUICK = {"plugins": {"messaging": {"connect_timeout_s": 0.5, "away_wait_s": 0.2, "ack_timeout_s": 0.5}}}
 
 
 two_nodes = partial(linked_nodes, 2, plugins=[MessagingPlugin], settings=QUICK)

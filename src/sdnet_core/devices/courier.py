@@ -15,7 +15,13 @@ from typing import Protocol
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from ..errors import ConnectionFailedError, DeviceNotFoundError, NetworkingError, ProtocolError
+from ..errors import (
+    ConnectionFailedError,
+    DeviceNotFoundError,
+    NetworkingError,
+    NetworkTimeoutError,
+    ProtocolError,
+)
 from ..wire import MessageStream
 from .delivery import (
     MAX_BATCH_BYTES,
@@ -51,6 +57,8 @@ ANSWER_TIMEOUT_S = 45.0
 """So long the oldest message may take; the other side's handler has 30 s of them."""
 CLOSE_TIMEOUT_S = 1.0
 MAX_PAUSE_S = 30.0
+MAX_IN_VAIN = 3
+"""After more broken streams than this to a device that stays connected it is said that something is wrong."""
 MAX_ANSWER_BYTES = max_frame_bytes(1 << 20)
 
 _VERDICTS = {
@@ -123,22 +131,26 @@ class Courier:
 
     async def _serve(self, lane: Lane) -> None:
         pause_s = 0.0
+        in_vain = 0
         try:
             while lane.queue:
                 while not self._is_connected(lane.device_id):
+                    lane.error = ""
                     await self._next_connection(lane.device_id)
-                    pause_s = 0.0
+                    pause_s, in_vain = 0.0, 0
                 try:
-                    progress = await self._run_stream(lane)
-                except DeviceNotFoundError:
-                    return
-                except (NetworkingError, TimeoutError) as error:
-                    lane.error = str(error)
-                    progress = False
-                if progress:
-                    pause_s = 0.0
+                    error = await self._run_stream(lane)
+                except (ConnectionFailedError, NetworkTimeoutError) as failure:
+                    error = str(failure)
+                except NetworkingError as failure:
+                    error = lane.error = str(failure).removesuffix(".")
+                if not error:
+                    pause_s, in_vain = 0.0, 0
                 elif lane.queue:
-                    logger.info("messages of %s to %s wait: %s", lane.protocol_name, lane.device_id, lane.error)
+                    in_vain += 1
+                    if not lane.error and in_vain > MAX_IN_VAIN:
+                        lane.error = error
+                    logger.info("messages of %s to %s wait: %s", lane.protocol_name, lane.device_id, error)
                     pause_s = min(MAX_PAUSE_S, max(self._retry_s, pause_s * 2))
                     with anyio.move_on_after(pause_s):
                         await self._next_connection(lane.device_id)
@@ -151,8 +163,8 @@ class Courier:
     async def _next_connection(self, device_id: uuid.UUID) -> None:
         await self._connects.setdefault(device_id, anyio.Event()).wait()
 
-    async def _run_stream(self, lane: Lane) -> bool:
-        """Give whether anything was settled."""
+    async def _run_stream(self, lane: Lane) -> str:
+        """Give why nothing was settled; empty if something was, or there was nothing."""
         stream = await self._open_stream(lane.device_id, lane.protocol_name)
         conversation = _Conversation(self._outbox, lane, stream, self._answer_timeout_s)
         lane.open = True
@@ -164,14 +176,15 @@ class Courier:
             lane.rewind()
         if conversation.next_number is not None:
             await self._outbox.renumber(lane, conversation.next_number)
-            return True
-        return conversation.progress
+            return ""
+        return "" if conversation.progress else conversation.error
 
 
 class _Conversation:
     """One stream, until it ends.
 
     :ivar progress: whether anything was settled.
+    :ivar error: why it ended; empty for in order.
     :ivar next_number: set if the device wants other numbers.
     """
 
@@ -185,6 +198,7 @@ class _Conversation:
         self._bytes = 0
         self._patience = anyio.CancelScope()
         self.progress = False
+        self.error = ""
         self.next_number: int | None = None
 
     async def run(self) -> None:
@@ -196,7 +210,7 @@ class _Conversation:
                     await self._write()
                     orderly = True
                 except (anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionFailedError):
-                    self._lane.error = "the connection broke"
+                    self.error = "the connection broke"
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
@@ -269,11 +283,11 @@ class _Conversation:
     async def _read(self, scope: anyio.CancelScope) -> None:
         """Take answers until there will be no more; then the whole conversation ends."""
         try:
-            self._lane.error = await self._take_answers()
+            self.error = self._lane.error = await self._take_answers()
         except ConnectionFailedError:
-            self._lane.error = "the connection broke"
+            self.error = "the connection broke"
         except ProtocolError as error:
-            self._lane.error = f"the other device broke the protocol: {error}"
+            self.error = self._lane.error = f"the other device broke the protocol: {error}"
         scope.cancel()
 
     async def _take_answers(self) -> str:

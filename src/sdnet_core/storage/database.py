@@ -128,8 +128,8 @@ class Database:
                     if job.turn.is_set():
                         self._hand_on()
                 raise
-        self._busy = True
         if not job.done:
+            self._busy = True
             await self._commit_waiting()
         if job.error is not None:
             raise job.error

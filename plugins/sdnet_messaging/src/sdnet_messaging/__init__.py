@@ -16,30 +16,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .messages import Priority
-    from .records import Choice, DataReceived, InboxMessage, NotificationReceived, Receipt, TextReceived
+    from .records import (
+        ActionChosen,
+        Choice,
+        DataReceived,
+        InboxMessage,
+        MessageUndelivered,
+        NotificationReceived,
+        OutboxMessage,
+        Receipt,
+        TextReceived,
+    )
     from .service import DataHandler, MessagingService
 
 _HOMES = {
+    "ActionChosen": "records",
     "Choice": "records",
     "DataHandler": "service",
     "DataReceived": "records",
     "InboxMessage": "records",
+    "MessageUndelivered": "records",
     "MessagingService": "service",
     "NotificationReceived": "records",
-    "Priority": "messages",
+    "OutboxMessage": "records",
     "Receipt": "records",
     "TextReceived": "records",
 }
 
 __all__ = [
+    "ActionChosen",
     "Choice",
     "DataHandler",
     "DataReceived",
     "InboxMessage",
+    "MessageUndelivered",
     "MessagingService",
     "NotificationReceived",
-    "Priority",
+    "OutboxMessage",
     "Receipt",
     "TextReceived",
 ]

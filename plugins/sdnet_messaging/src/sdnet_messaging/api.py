@@ -8,15 +8,17 @@ from typing import Annotated, Any
 
 import msgspec
 
-from sdnet_core import ApiRequest, PluginContext, Route
+from sdnet_core import ApiRequest, PluginContext, Priority, Route
 from sdnet_core.errors import InvalidRequestError
 
-from .messages import Priority
-from .records import Choice, InboxMessage, Receipt
+from .records import Choice, InboxMessage, OutboxMessage, Receipt
 from .service import MAX_LISTED, MessagingService
 
 __all__ = ["MessagingApi"]
 
+MAX_WAIT_S = 60.0
+
+_Ttl = Annotated[float, msgspec.Meta(gt=0, le=10 * 366 * 86400)] | None
 _PRIORITIES = {priority.name.lower(): priority for priority in Priority}
 
 
@@ -24,6 +26,8 @@ class _TextBody(msgspec.Struct, forbid_unknown_fields=True):
     device: str
     text: str
     priority: str = "normal"
+    ttl_s: _Ttl = None
+    now: bool = False
 
 
 class _ActionBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -37,6 +41,12 @@ class _NotificationBody(msgspec.Struct, forbid_unknown_fields=True):
     body: str = ""
     actions: list[_ActionBody] = []
     priority: str = "normal"
+    ttl_s: _Ttl = None
+    now: bool = False
+
+
+class _ChoiceBody(msgspec.Struct, forbid_unknown_fields=True):
+    action: str
 
 
 class _ReadBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -60,16 +70,24 @@ class MessagingApi:
             Route(method="GET", path="/inbox/watch", endpoint=self.watch, summary="What comes, as it comes"),
             Route(method="POST", path="/inbox/read", endpoint=self.mark_read, summary="Mark messages as read"),
             Route(method="DELETE", path="/inbox/{id}", endpoint=self.delete, summary="Remove a message"),
+            Route(method="POST", path="/inbox/{id}/choice", endpoint=self.choose, summary="Answer a notification"),
+            Route(
+                method="GET", path="/notifications/{id}/choice", endpoint=self.choice, summary="What was chosen there"
+            ),
+            Route(method="GET", path="/outbox", endpoint=self.outbox, summary="What waits for its device"),
+            Route(method="DELETE", path="/outbox/{id}", endpoint=self.cancel, summary="Take a waiting message back"),
         ]
 
     async def send_text(self, request: ApiRequest) -> Receipt:
-        """``{device, text, priority?}``; answered once it lies in the other side's inbox."""
+        """``{device, text, priority?, ttl_s?, now?}``; answered once it lies in the other side's inbox or is queued."""
         body = request.body_as(_TextBody)
         device = self._ctx.find_device(body.device)
-        return await self._service.send_text(device.device_id, body.text, priority=_priority(body.priority))
+        return await self._service.send_text(
+            device.device_id, body.text, priority=_priority(body.priority), ttl_s=body.ttl_s, now=body.now
+        )
 
     async def send_notification(self, request: ApiRequest) -> Receipt:
-        """``{device, title, body?, actions?: [{id, label}], priority?}``; answered as `send_text`."""
+        """``{device, title, body?, actions?: [{id, label}], priority?, ttl_s?, now?}``; answered as `send_text`."""
         body = request.body_as(_NotificationBody)
         device = self._ctx.find_device(body.device)
         return await self._service.send_notification(
@@ -78,7 +96,27 @@ class MessagingApi:
             body.body,
             actions=[Choice(id=action.id, label=action.label) for action in body.actions],
             priority=_priority(body.priority),
+            ttl_s=body.ttl_s,
+            now=body.now,
         )
+
+    async def choose(self, request: ApiRequest) -> Receipt:
+        """``{action}``, the id of an action of that notification; answered as `send_text`."""
+        return await self._service.choose(_id(request), request.body_as(_ChoiceBody).action)
+
+    async def choice(self, request: ApiRequest) -> InboxMessage | None:
+        """Query: ``wait_s`` (a number of seconds, at most 60); null if nothing was chosen yet."""
+        wait_s = min(MAX_WAIT_S, _number(request, "wait_s") or 0)
+        return await self._service.wait_choice(_id(request), timeout_s=wait_s)
+
+    async def outbox(self, request: ApiRequest) -> list[OutboxMessage]:
+        """Query: ``device``; in the order in which the messages go out."""
+        reference = request.query.get("device")
+        return await self._service.outbox(None if reference is None else self._ctx.find_device(reference).device_id)
+
+    async def cancel(self, request: ApiRequest) -> dict[str, Any]:
+        """Take one message out of the outbox by its id; says whether it is certain that it was never sent."""
+        return {"never_sent": await self._service.cancel(_id(request))}
 
     async def inbox(self, request: ApiRequest) -> list[InboxMessage]:
         """Query: ``since`` (a number), ``unread`` (``true``), ``limit``."""
@@ -103,11 +141,14 @@ class MessagingApi:
 
     async def delete(self, request: ApiRequest) -> None:
         """Remove one message by its id."""
-        try:
-            message_id = uuid.UUID(request.path["id"])
-        except ValueError as error:
-            raise InvalidRequestError("A message's id is a UUID.") from error
-        await self._service.delete(message_id)
+        await self._service.delete(_id(request))
+
+
+def _id(request: ApiRequest) -> uuid.UUID:
+    try:
+        return uuid.UUID(request.path["id"])
+    except ValueError as error:
+        raise InvalidRequestError("A message's id is a UUID.") from error
 
 
 def _priority(name: str) -> Priority:

@@ -3,223 +3,202 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Annotated, TypeVar
 
-import anyio
 from msgspec import Meta
+from msgspec.structs import replace as changed
 
-from sdnet_core import PluginContext, RemoteDevice
-from sdnet_core.errors import DeviceNotFoundError, NotFoundError, NotRunningError, SerializationError, StorageError
+from sdnet_core import InboundMessage, PluginContext, Priority, RemoteDevice
+from sdnet_core.errors import (
+    ConflictError,
+    DeviceNotFoundError,
+    InvalidRequestError,
+    NotFoundError,
+    SerializationError,
+)
 from sdnet_core.wire import Bytes16, Message, decode, encode
 
-from .machine import ReceiveWindow, SendSequence, Verdict
-from .messages import Ack, Notification, Outcome, Text
-from .records import Choice, InboxMessage, NotificationReceived, TextReceived
+from .messages import MAX_MESSAGE_BYTES, Answer, AnyMessage, Chosen, Notification, Outcome, Text
+from .records import ActionChosen, Choice, InboxMessage, NotificationReceived, TextReceived
 from .store import InboxStore, NewRow, Sealer, StoredRow
 
-__all__ = ["Delivery", "Inbox", "StoredMessage"]
+__all__ = ["Inbox", "StoredMessage"]
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH = 256
-"""Messages made durable together in one transaction."""
+T = TypeVar("T")
+
+_INVALID = encode(Answer(outcome=Outcome.INVALID, response=None))
 
 
 class StoredMessage(Message, frozen=True, kw_only=True, tag=1):
     """What is sealed in a row of the inbox.
 
     :param received_ms: our wall clock, milliseconds since the epoch.
+    :param chosen: the id of the action that the person chose in answer; empty for none.
     """
 
     device_id: Bytes16
     device_name: Annotated[str, Meta(max_length=256)]
     received_ms: Annotated[int, Meta(ge=0)]
-    message: Text | Notification
-
-
-@dataclass(slots=True, eq=False)
-class Delivery:
-    """A message on its way into the inbox."""
-
-    row: NewRow
-    device: RemoteDevice
-    message: Text | Notification = field(repr=False)
-    done: anyio.Event = field(default_factory=anyio.Event)
-    """Set when `NewRow.outcome` is final."""
-
-    async def ack(self) -> Ack:
-        """Wait until it is settled."""
-        await self.done.wait()
-        assert self.row.outcome is not None
-        return Ack(sequence=self.message.sequence, outcome=self.row.outcome)
+    priority: Priority
+    chosen: Annotated[str, Meta(max_length=64)] = ""
+    message: AnyMessage
 
 
 class Inbox:
-    """The node's inbox. `open` it, then `run` its writer."""
+    """The node's inbox. `open` it first."""
 
     def __init__(self, ctx: PluginContext) -> None:
         self._ctx = ctx
-        self._opened: InboxStore | None = None
-        self._windows: dict[bytes, ReceiveWindow] = {}
-        self._reserved: dict[bytes, int] = {}
-        self._pending: dict[tuple[bytes, int], Delivery] = {}
-        self._queue: list[Delivery] = []
-        self._filled = anyio.Event()
-
-    @property
-    def _store(self) -> InboxStore:
-        if self._opened is None:
-            raise NotRunningError("Messaging is not running.")
-        return self._opened
+        storage = ctx.storage
+        self._store = InboxStore(Sealer(storage.encrypt_data, storage.decrypt_data))
 
     async def open(self) -> None:
-        """Open the database.
+        """Make the tables if they are not there.
 
-        :raises StorageError: it cannot be opened or is damaged.
+        :raises StorageError: the database cannot be opened, is damaged or too new.
         """
-        storage = self._ctx.storage
-        sealer = Sealer(storage.encrypt_data, storage.decrypt_data)
-        pairings = [device.pairing_id.bytes for device in self._ctx.devices()]
+        await self._run(self._store.prepare)
 
-        def open_and_load() -> None:
-            path: Path = self._ctx.data_dir / "inbox.sqlite3"
-            store = InboxStore(path, sealer)
-            for pairing, peer in store.load_peers(pairings).items():
-                self._windows[pairing] = ReceiveWindow(peer.below, peer.seen)
-                self._reserved[pairing] = peer.reserved
-            self._opened = store
-
-        await self._ctx.run_blocking(open_and_load)
-
-    async def close(self) -> None:
-        """Close the database."""
-        if self._opened is not None:
-            await self._ctx.run_blocking(self._opened.close)
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._ctx.transaction(lambda db, _: work(db))
 
     # Receiving
 
-    def accept(self, device: RemoteDevice, message: Text | Notification) -> Delivery | Ack:
-        """Take a message that came. Messages lie in the inbox in the order of these calls.
+    async def take(self, device: RemoteDevice, messages: Sequence[InboundMessage]) -> list[bytes | None]:
+        """Put messages into the inbox, each once, durably before this returns.
 
-        :returns: an answer at once, or a delivery to wait for.
+        :returns: an answer for each that is no message we know, None for the others.
+        :raises TryLaterError: the inbox is full; nothing was put in.
+        :raises StorageError: it could not be stored; nothing was put in.
         """
-        pairing = device.pairing_id.bytes
-        window = self._windows.setdefault(pairing, ReceiveWindow())
-        match window.offer(message.sequence, message.token, message.below):
-            case Verdict.NEW:
-                return self._enqueue(device, message)
-            case Verdict.PENDING:
-                return self._pending[pairing, message.sequence]
-            case Verdict.DUPLICATE:
-                return Ack(sequence=message.sequence, outcome=Outcome.DUPLICATE)
-            case Verdict.STALE:
-                return Ack(sequence=message.sequence, outcome=Outcome.STALE, next_sequence=window.next_free)
-            case Verdict.AHEAD:
-                return Ack(sequence=message.sequence, outcome=Outcome.BUSY)
-
-    def _enqueue(self, device: RemoteDevice, message: Text | Notification) -> Delivery:
-        stored = StoredMessage(
-            device_id=device.device_id.bytes,
-            device_name=device.name,
-            received_ms=round(self._ctx.clock.now() * 1000),
-            message=message,
-        )
-        row = NewRow(device.pairing_id.bytes, message.sequence, message.token, message.below, encode(stored))
-        delivery = Delivery(row, device, message)
-        self._pending[row.pairing, row.sequence] = delivery
-        self._queue.append(delivery)
-        self._filled.set()
-        return delivery
-
-    async def run(self) -> None:
-        """Write what was accepted, until cancelled."""
-        while True:
-            await self._filled.wait()
-            batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
-            if not self._queue:
-                self._filled = anyio.Event()
+        contents: dict[uuid.UUID, AnyMessage] = {}
+        answers: list[bytes | None] = []
+        for message in messages:
             try:
-                await self._ctx.run_blocking(self._store.add, [delivery.row for delivery in batch])
-            except StorageError as error:
-                logger.error("%d messages could not be stored: %s", len(batch), error)
-                for delivery in batch:
-                    delivery.row.outcome = Outcome.NOT_STORED
-            for delivery in batch:
-                self._settle(delivery)
+                contents[message.id] = decode(message.data, AnyMessage, max_bytes=MAX_MESSAGE_BYTES)
+                answers.append(None)
+            except SerializationError as error:
+                logger.warning("a message from %s is not one we know: %s", device.device_id, error)
+                answers.append(_INVALID)
+        received_ms = round(self._ctx.clock.now() * 1000)
 
-    def _settle(self, delivery: Delivery) -> None:
-        row, device, message = delivery.row, delivery.device, delivery.message
-        del self._pending[row.pairing, row.sequence]
-        window = self._windows[row.pairing]
-        if row.outcome is Outcome.DELIVERED:
-            window.confirm(row.sequence)
-            if isinstance(message, Text):
-                self._ctx.publish(
-                    TextReceived(
-                        device_id=device.device_id,
-                        device_name=device.name,
-                        message_id=uuid.UUID(bytes=message.token),
-                        number=row.number,
-                        text=message.text,
-                    )
+        def store(
+            db: sqlite3.Connection, new: Sequence[InboundMessage]
+        ) -> tuple[Sequence[InboundMessage], Sequence[int]]:
+            rows = []
+            for message in new:
+                content = contents[message.id]
+                kept = StoredMessage(
+                    device_id=device.device_id.bytes,
+                    device_name=device.name,
+                    received_ms=received_ms,
+                    priority=message.priority,
+                    message=content,
                 )
-            else:
+                reply_to = content.notification if isinstance(content, Chosen) else None
+                rows.append(NewRow(message.id.bytes, encode(kept), reply_to))
+            return new, self._store.add(db, device.pairing_id.bytes, rows)
+
+        known = [message for message in messages if message.id in contents]
+        for message, number in zip(*await self._ctx.transaction(store, *known), strict=True):
+            self._tell(device, message.id, number, contents[message.id])
+        return answers
+
+    def _tell(self, device: RemoteDevice, id_: uuid.UUID, number: int, message: AnyMessage) -> None:
+        device_id, name = device.device_id, device.name
+        match message:
+            case Text(text=text):
+                self._ctx.publish(
+                    TextReceived(device_id=device_id, device_name=name, message_id=id_, number=number, text=text)
+                )
+            case Notification(title=title):
                 self._ctx.publish(
                     NotificationReceived(
-                        device_id=device.device_id,
-                        device_name=device.name,
-                        message_id=uuid.UUID(bytes=message.token),
-                        number=row.number,
-                        title=message.title,
+                        device_id=device_id, device_name=name, message_id=id_, number=number, title=title
                     )
                 )
-        else:
-            window.withdraw(row.sequence)
-        delivery.done.set()
-
-    # Our own numbers, which live in the same file
-
-    def send_sequence(self, pairing: bytes) -> SendSequence:
-        """The numbers for messages to a device, continued from the last run. Ask once a run and pairing."""
-        return SendSequence(self._reserved.get(pairing, 1))
-
-    async def reserve(self, pairing: bytes, reserved: int) -> None:
-        """Make durable that our numbers below ``reserved`` may be used.
-
-        :raises StorageError: it could not be stored.
-        """
-        await self._ctx.run_blocking(self._store.reserve, pairing, reserved)
+            case Chosen(notification=notification, action=action):
+                self._ctx.publish(
+                    ActionChosen(
+                        device_id=device_id,
+                        device_name=name,
+                        message_id=id_,
+                        number=number,
+                        notification_id=uuid.UUID(bytes=notification),
+                        action=action.id,
+                    )
+                )
 
     # Reading
 
     async def last_number(self) -> int:
         """The place of the message that came last, 0 for none."""
-        return await self._ctx.run_blocking(self._store.last_number)
+        return await self._run(self._store.last_number)
 
     async def messages(self, after: int | None, *, unread_only: bool, limit: int) -> list[InboxMessage]:
         """Messages in the order in which they came; see `InboxStore.messages`."""
+        rows = await self._run(lambda db: self._store.messages(db, after, unread_only=unread_only, limit=limit))
+        return [self._renamed(message) for row in rows if (message := _shown(row)) is not None]
 
-        def read() -> list[InboxMessage]:
-            rows = self._store.messages(after, unread_only=unread_only, limit=limit)
-            return [message for row in rows if (message := _shown(row)) is not None]
+    async def reply(self, id_: uuid.UUID) -> InboxMessage | None:
+        """The answer to a notification of ours, if one has come."""
+        row = await self._run(lambda db: self._store.reply(db, id_.bytes))
+        shown = None if row is None else _shown(row)
+        return None if shown is None else self._renamed(shown)
 
-        return [self._renamed(message) for message in await self._ctx.run_blocking(read)]
+    async def notification(self, id_: uuid.UUID, action_id: str) -> tuple[uuid.UUID, Chosen]:
+        """Who is to be told that this action was chosen in answer to a notification, and in which words.
+
+        :raises NotFoundError: there is no such notification.
+        :raises InvalidRequestError: it has no such action.
+        :raises ConflictError: another one was chosen already.
+        """
+        row = await self._run(lambda db: self._store.find(db, id_.bytes))
+        stored = None if row is None else _stored(row)
+        if stored is None or not isinstance(stored.message, Notification):
+            raise NotFoundError(f"There is no notification {id_} in the inbox.")
+        action = next((action for action in stored.message.actions if action.id == action_id), None)
+        if action is None:
+            known = ", ".join(action.id for action in stored.message.actions) or "none"
+            raise InvalidRequestError(f"The notification has no action {action_id!r}; it has {known}.")
+        if stored.chosen not in ("", action_id):
+            raise ConflictError(f"{stored.chosen!r} was chosen already.")
+        chosen = Chosen(
+            sent_ms=round(self._ctx.clock.now() * 1000),
+            notification=id_.bytes,
+            title=stored.message.title,
+            action=action,
+        )
+        return uuid.UUID(bytes=stored.device_id), chosen
+
+    async def mark_chosen(self, id_: uuid.UUID, action_id: str) -> None:
+        """Remember what was chosen; the notification counts as read then."""
+
+        def mark(db: sqlite3.Connection) -> None:
+            row = self._store.find(db, id_.bytes)
+            if row is not None and (stored := _stored(row)) is not None:
+                self._store.replace(db, row, encode(changed(stored, chosen=action_id)))
+                self._store.mark_read(db, [id_.bytes])
+
+        await self._run(mark)
 
     async def mark_read(self, ids: Sequence[uuid.UUID] | None, up_to: int | None) -> int:
         """Mark messages as read; see `InboxStore.mark_read`."""
-        tokens = None if ids is None else [id_.bytes for id_ in ids]
-        return await self._ctx.run_blocking(self._store.mark_read, tokens, up_to)
+        raw = None if ids is None else [id_.bytes for id_ in ids]
+        return await self._run(lambda db: self._store.mark_read(db, raw, up_to))
 
     async def delete(self, id_: uuid.UUID) -> None:
         """Remove a message.
 
         :raises NotFoundError: it is not there.
         """
-        if not await self._ctx.run_blocking(self._store.delete, id_.bytes):
+        if not await self._run(lambda db: self._store.delete(db, id_.bytes)):
             raise NotFoundError(f"There is no message {id_} in the inbox.")
 
     def _renamed(self, message: InboxMessage) -> InboxMessage:
@@ -231,25 +210,46 @@ class Inbox:
         return replace(message, device_name=name)
 
 
-def _shown(row: StoredRow) -> InboxMessage | None:
+def _stored(row: StoredRow) -> StoredMessage | None:
     try:
         stored: StoredMessage = decode(row.content, StoredMessage)
     except SerializationError as error:
         logger.error("message %d of the inbox does not decode and is left out: %s", row.number, error)
         return None
+    return stored
+
+
+def _shown(row: StoredRow) -> InboxMessage | None:
+    stored = _stored(row)
+    if stored is None:
+        return None
     message = stored.message
-    notification = message if isinstance(message, Notification) else None
+    kind, title, text = "text", "", ""
+    actions: tuple[Choice, ...] = ()
+    reply_to: uuid.UUID | None = None
+    chosen = stored.chosen
+    match message:
+        case Text():
+            text = message.text
+        case Notification():
+            kind, title, text = "notification", message.title, message.body
+            actions = tuple(Choice(id=action.id, label=action.label) for action in message.actions)
+        case Chosen():
+            kind, title, text = "choice", message.title, message.action.label
+            reply_to, chosen = uuid.UUID(bytes=message.notification), message.action.id
     return InboxMessage(
         number=row.number,
-        id=uuid.UUID(bytes=row.token),
-        kind="text" if notification is None else "notification",
+        id=uuid.UUID(bytes=row.id),
+        kind=kind,
         device_id=uuid.UUID(bytes=stored.device_id),
         device_name=stored.device_name,
-        text=message.text if isinstance(message, Text) else message.body,
-        title="" if notification is None else notification.title,
-        actions=() if notification is None else tuple(Choice(id=a.id, label=a.label) for a in notification.actions),
+        text=text,
+        title=title,
+        actions=actions,
+        chosen=chosen,
+        reply_to=reply_to,
         sent_at=message.sent_ms / 1000,
         received_at=stored.received_ms / 1000,
         read=row.read,
-        priority=message.priority.name.lower(),
+        priority=stored.priority.name.lower(),
     )

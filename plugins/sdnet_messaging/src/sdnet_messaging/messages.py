@@ -1,4 +1,4 @@
-"""What devices say to each other on ``/sdnet/messaging/1``; the specification is ``docs/protocol/messaging.md``."""
+"""What devices say to each other for messaging; the specification is ``docs/protocol/messaging.md``."""
 
 from __future__ import annotations
 
@@ -14,20 +14,17 @@ __all__ = [
     "MAX_BODY_BYTES",
     "MAX_MESSAGE_BYTES",
     "MAX_PAYLOAD_BYTES",
-    "MAX_SEQUENCE",
     "MAX_TEXT_BYTES",
     "MAX_TITLE_BYTES",
-    "Ack",
     "Action",
+    "Answer",
     "AnyMessage",
+    "Chosen",
     "Data",
-    "Delivered",
     "Notification",
     "Outcome",
     "Ping",
     "Pong",
-    "Priority",
-    "Reply",
     "Text",
 ]
 
@@ -40,88 +37,37 @@ MAX_BODY_BYTES = 8 << 10
 MAX_ACTIONS = 8
 MAX_MESSAGE_BYTES = 288 << 10
 """Longest encoded message."""
-MAX_SEQUENCE = (1 << 53) - 1
-"""Last sequence number, which every JSON reader can hold."""
+_MAX_NUMBER = (1 << 53) - 1
 
-
-class Priority(IntEnum):
-    """What goes first when messages wait."""
-
-    LOW = 0
-    NORMAL = 1
-    HIGH = 2
-
-
-class Outcome(IntEnum):
-    """What became of a message at the other side."""
-
-    DELIVERED = 0
-    """It lies durably in the inbox, or its handler has done its work."""
-    DUPLICATE = 1
-    """It was delivered before."""
-    STALE = 2
-    """Its sequence number was used up by another message; `Ack.next_sequence` says which one is free."""
-    INBOX_FULL = 3
-    """The inbox holds as many unread messages from this device as it takes."""
-    BUSY = 4
-    """It is further ahead of the oldest unsettled message than the receiver keeps track of."""
-    NOT_STORED = 5
-    """The receiver could not store it; it may be sent again."""
-    NO_HANDLER = 6
-    """Nothing there takes data for that protocol and version."""
-    HANDLER_FAILED = 7
-    """The handler of the data failed."""
-    REFUSED = 8
-    """The sender is not trusted enough for that."""
-
-
-_Sequence = Annotated[int, Meta(ge=1, le=MAX_SEQUENCE)]
-_Milliseconds = Annotated[int, Meta(ge=0, le=MAX_SEQUENCE)]
+_Milliseconds = Annotated[int, Meta(ge=0, le=_MAX_NUMBER)]
 _ProtocolName = Annotated[str, Meta(pattern=r"\A[a-z0-9]+(-[a-z0-9]+)*\Z", max_length=64)]
 _Payload = Annotated[bytes, Meta(max_length=MAX_PAYLOAD_BYTES)]
 _Metadata = Annotated[
     dict[Annotated[str, Meta(min_length=1, max_length=64)], Annotated[str, Meta(max_length=256)]], Meta(max_length=16)
 ]
+_ActionId = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]+\Z", max_length=64)]
+_Label = Annotated[str, Meta(min_length=1, max_length=64)]
+_Title = Annotated[str, Meta(min_length=1, max_length=MAX_TITLE_BYTES)]
 
-# Small messages are the rule, and the names of their fields would be most of them.
-_SHORT = {"sequence": "s", "token": "i", "below": "b", "priority": "p", "sent_ms": "at"}
-_SHORT_ACK = {"sequence": "s", "outcome": "o", "next_sequence": "n", "response": "r"}
+# Arrays instead of maps: small messages are the rule, and the names of their fields would be most of them.
 
 
-class Ping(Message, frozen=True, kw_only=True, tag=1):
+class Ping(Message, frozen=True, kw_only=True, array_like=True, tag=1):
     """Are you there? Measures the round trip.
 
     :param nonce: comes back in the `Pong`.
     """
 
-    nonce: Annotated[int, Meta(ge=0, le=MAX_SEQUENCE)]
+    nonce: Annotated[int, Meta(ge=0, le=_MAX_NUMBER)]
 
 
-class Pong(Message, frozen=True, kw_only=True, tag=2):
+class Pong(Message, frozen=True, kw_only=True, array_like=True, tag=2):
     """The answer to a `Ping`."""
 
-    nonce: Annotated[int, Meta(ge=0, le=MAX_SEQUENCE)]
+    nonce: Annotated[int, Meta(ge=0, le=_MAX_NUMBER)]
 
 
-class Delivered(Message, frozen=True, kw_only=True, rename=_SHORT):
-    """What every message that is acknowledged begins with. Its id is (sender, ``sequence``, ``token``).
-
-    :param sequence: counts the sender's messages under one pairing, from 1; a number may be left out, never reused.
-    :param token: 128 random bits, so that a sender whose count was set back cannot be mistaken.
-    :param below: the sender will never again send a message with a lower sequence number.
-    """
-
-    sequence: _Sequence
-    token: Bytes16
-    below: _Sequence
-    priority: Priority = Priority.NORMAL
-
-    def __post_init__(self) -> None:
-        if self.below > self.sequence:
-            raise ValueError("a message cannot be below the sender's own limit")
-
-
-class Data(Delivered, frozen=True, kw_only=True, tag=3, rename=_SHORT):
+class Data(Message, frozen=True, kw_only=True, array_like=True, tag=3):
     """Bytes for a named protocol above messaging, delivered at least once.
 
     :param protocol: who takes them, as in `on_data`.
@@ -134,7 +80,7 @@ class Data(Delivered, frozen=True, kw_only=True, tag=3, rename=_SHORT):
     metadata: _Metadata
 
 
-class Text(Delivered, frozen=True, kw_only=True, tag=4, rename=_SHORT):
+class Text(Message, frozen=True, kw_only=True, array_like=True, tag=4):
     """A text from person to person, delivered exactly once into the inbox.
 
     :param sent_ms: the sender's wall clock, milliseconds since the epoch.
@@ -144,58 +90,79 @@ class Text(Delivered, frozen=True, kw_only=True, tag=4, rename=_SHORT):
     text: Annotated[str, Meta(min_length=1, max_length=MAX_TEXT_BYTES)]
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         _check_bytes(self.text, MAX_TEXT_BYTES)
 
 
-class Action(Message, frozen=True, kw_only=True, tag=16):
+class Action(Message, frozen=True, kw_only=True, array_like=True, tag=16):
     """Something a person can choose in answer to a notification.
 
     :param id: names it within the notification.
     :param label: what the person sees.
     """
 
-    id: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]+\Z", max_length=64)]
-    label: Annotated[str, Meta(min_length=1, max_length=64)]
+    id: _ActionId
+    label: _Label
 
 
-class Notification(Delivered, frozen=True, kw_only=True, tag=5, rename=_SHORT):
+class Notification(Message, frozen=True, kw_only=True, array_like=True, tag=5):
     """A notification for the person at the other device, delivered exactly once into the inbox.
 
     :param actions: what the person can choose, each with an id of its own.
     """
 
     sent_ms: _Milliseconds
-    title: Annotated[str, Meta(min_length=1, max_length=MAX_TITLE_BYTES)]
+    title: _Title
     body: Annotated[str, Meta(max_length=MAX_BODY_BYTES)]
     actions: Annotated[tuple[Action, ...], Meta(max_length=MAX_ACTIONS)]
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         _check_bytes(self.title, MAX_TITLE_BYTES)
         _check_bytes(self.body, MAX_BODY_BYTES)
         if len({action.id for action in self.actions}) < len(self.actions):
             raise ValueError("two actions of a notification have the same id")
 
 
-class Ack(Message, frozen=True, kw_only=True, tag=6, rename=_SHORT_ACK):
-    """What became of a message; sent when that is settled, in any order.
+class Chosen(Message, frozen=True, kw_only=True, array_like=True, tag=6):
+    """What the person chose in answer to a notification, delivered exactly once into the inbox of who sent that.
 
-    :param sequence: of the message.
-    :param next_sequence: with `Outcome.STALE`, the lowest number that is free; else None.
-    :param response: what a `Data` handler answered; None for nothing.
+    :param notification: the id of that message.
+    :param title: of the notification.
     """
 
-    sequence: _Sequence
+    sent_ms: _Milliseconds
+    notification: Bytes16
+    title: _Title
+    action: Action
+
+    def __post_init__(self) -> None:
+        _check_bytes(self.title, MAX_TITLE_BYTES)
+
+
+class Outcome(IntEnum):
+    """What became of data, or of a message that was not simply delivered."""
+
+    DELIVERED = 0
+    """The handler of the data has done its work."""
+    NO_HANDLER = 1
+    """Nothing there takes data for that protocol."""
+    HANDLER_FAILED = 2
+    """The handler of the data failed."""
+    INVALID = 3
+    """It is not a message that is known there."""
+
+
+class Answer(Message, frozen=True, kw_only=True, array_like=True, tag=7):
+    """The response to `Data`, and to what was not simply delivered.
+
+    :param response: what the data's handler answered; None for nothing.
+    """
+
     outcome: Outcome
-    next_sequence: _Sequence | None = None
-    response: _Payload | None = None
+    response: _Payload | None
 
 
-AnyMessage = Ping | Data | Text | Notification
-"""What the opener of a stream sends."""
-Reply = Pong | Ack
-"""What comes back."""
+AnyMessage = Text | Notification | Chosen
+"""What goes into the inbox."""
 
 
 def _check_bytes(text: str, max_bytes: int) -> None:

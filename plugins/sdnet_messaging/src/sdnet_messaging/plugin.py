@@ -42,19 +42,25 @@ class MessagingPlugin:
     def sdnet_protocols(self, ctx: PluginContext) -> Iterable[ProtocolSpec]:
         from sdnet_core import Access, ProtocolSpec
 
-        from .handler import MessagingHandler
+        from .handler import MessagingDataHandler, MessagingHandler
         from .messages import MAX_MESSAGE_BYTES
 
         return [
+            # A text is nothing that a person must approve.
             ProtocolSpec(
                 protocol_name="messaging",
                 version=1,
                 handler=MessagingHandler(self._service),
-                # A text is nothing a person must approve; data for other protocols want a trusted device (service.py).
                 access=Access.VERIFIED,
                 max_message_bytes=MAX_MESSAGE_BYTES,
                 max_streams_per_peer=4,
-            )
+            ),
+            ProtocolSpec(
+                protocol_name="messaging-data",
+                version=1,
+                handler=MessagingDataHandler(self._service),
+                max_message_bytes=MAX_MESSAGE_BYTES,
+            ),
         ]
 
     @hookimpl
@@ -65,6 +71,6 @@ class MessagingPlugin:
 
     @hookimpl
     def sdnet_commands(self) -> Iterable[click.Command]:
-        from .cli import msg
+        from .cli import msg, notify
 
-        return [msg]
+        return [msg, notify]

@@ -7,51 +7,85 @@ import re
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import anyio
 from anyio.abc import TaskStatus
 
-from sdnet_core import PluginContext, RemoteDevice, Trust
+from sdnet_core import Delivery, DeliveryOutcome, InboundMessage, PluginContext, Priority, RemoteDevice
 from sdnet_core.errors import (
     ConflictError,
+    ConnectionFailedError,
     InvalidRequestError,
     NetworkingError,
+    NetworkTimeoutError,
+    NotFoundError,
     ProtocolError,
     RefusedError,
+    SerializationError,
+    StorageError,
+    TryLaterError,
 )
+from sdnet_core.wire import Message, decode, encode
 
-from .courier import Courier
-from .inbox import Delivery, Inbox
+from .inbox import Inbox
 from .messages import (
     MAX_ACTIONS,
     MAX_BODY_BYTES,
+    MAX_MESSAGE_BYTES,
     MAX_PAYLOAD_BYTES,
     MAX_TEXT_BYTES,
     MAX_TITLE_BYTES,
-    Ack,
     Action,
+    Answer,
+    Chosen,
     Data,
     Notification,
     Outcome,
-    Priority,
+    Ping,
+    Pong,
     Text,
 )
-from .records import Choice, DataReceived, InboxMessage, NotificationReceived, Receipt, TextReceived
+from .records import (
+    ActionChosen,
+    Choice,
+    DataReceived,
+    InboxMessage,
+    MessageUndelivered,
+    NotificationReceived,
+    OutboxMessage,
+    Receipt,
+    TextReceived,
+)
 from .settings import MessagingSettings
 
-__all__ = ["DataHandler", "MessagingService"]
+__all__ = ["DATA_PROTOCOL", "PROTOCOL", "DataHandler", "MessagingService"]
 
 logger = logging.getLogger(__name__)
 
-HANDLER_TIMEOUT_S = 30.0
-"""How long a data handler may take."""
+PROTOCOL = "messaging"
+"""For what goes into the inbox, and for pings."""
+DATA_PROTOCOL = "messaging-data"
+"""For data of other protocols, so that a handler that is slow holds up no text."""
+HANDLER_TIMEOUT_S = 25.0
+"""How long a data handler may take; the core gives it 30 s."""
+DATA_TIMEOUT_S = 30.0
 PING_TIMEOUT_S = 10.0
 MAX_LISTED = 1000
 """Messages given at once."""
+LOOK_S = 0.25
 
 DataHandler = Callable[[DataReceived], Awaitable[bytes | None]]
 
 _PROTOCOL_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_CHOICE = uuid.UUID("9d5f0f0a-9c1e-5b52-9b57-2b5d4a2f3c11")
+"""Namespace for the ids of choices: one for each notification, however often somebody chooses."""
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    done: anyio.Event = field(default_factory=anyio.Event)
+    delivery: Delivery | None = None
 
 
 class MessagingService:
@@ -62,49 +96,46 @@ class MessagingService:
 
     def __init__(self, ctx: PluginContext, settings: MessagingSettings | None = None) -> None:
         self._ctx = ctx
+        self._settings = settings or MessagingSettings()
         self._inbox = Inbox(ctx)
-        self._courier = Courier(ctx, self._inbox, settings or MessagingSettings())
+        self._waiters: dict[uuid.UUID, _Waiter] = {}
         self._handlers: dict[str, DataHandler] = {}
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Serve until cancelled.
+        """Open the inbox.
 
-        :raises StorageError: the inbox cannot be opened or is damaged.
+        :raises StorageError: it cannot be opened, is damaged or too new.
         """
         await self._inbox.open()
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._inbox.run)
-                self._courier.start(tasks)
-                task_status.started()
-        finally:
-            self._courier.stop()
-            with anyio.CancelScope(shield=True):
-                await self._inbox.close()
+        task_status.started()
 
     # Sending
 
-    async def send_text(self, device_id: uuid.UUID, text: str, *, priority: Priority = Priority.NORMAL) -> Receipt:
-        """Send a text.
+    async def send_text(
+        self,
+        device_id: uuid.UUID,
+        text: str,
+        *,
+        priority: Priority = Priority.NORMAL,
+        ttl_s: float | None = None,
+        now: bool = False,
+    ) -> Receipt:
+        """Send a text. It is queued, durably, while the device is away, and delivered once when it is back.
 
         :param text: 1 to 65,536 bytes of UTF-8.
-        :returns: once it lies durably in the other side's inbox.
+        :param ttl_s: give it up if it is not delivered within so many seconds; None for never.
+        :param now: fail instead of queueing it.
+        :returns: once it lies durably in the other side's inbox or in our outbox; says which.
         :raises InvalidRequestError: it is empty or too long.
         :raises DeviceNotFoundError: the device is not paired.
-        :raises ConnectionFailedError: it is away, or the connection broke; the message says whether it was sent.
-        :raises RefusedError: its inbox is full, or it does not take messages from us.
+        :raises RefusedError: the outbox is full, or the other side does not take messages from us.
+        :raises ConnectionFailedError: with ``now``: the device is away; the message was not sent.
+        :raises NetworkTimeoutError: with ``now``: it did not answer in time; whether the message arrived is not known.
         """
         if not text:
             raise InvalidRequestError("There is no text to send.")
         _check_length("text", text, MAX_TEXT_BYTES)
-        token, sent_ms = self._stamp()
-        return await self._send(
-            self._ctx.get_device(device_id),
-            token,
-            lambda sequence, below: Text(
-                sequence=sequence, token=token, below=below, priority=priority, sent_ms=sent_ms, text=text
-            ),
-        )
+        return await self._send(device_id, Text(sent_ms=self._now_ms(), text=text), priority, ttl_s, now)
 
     async def send_notification(
         self,
@@ -114,8 +145,10 @@ class MessagingService:
         *,
         actions: Sequence[Choice] = (),
         priority: Priority = Priority.NORMAL,
+        ttl_s: float | None = None,
+        now: bool = False,
     ) -> Receipt:
-        """Send a notification. Returns and raises as `send_text`.
+        """Send a notification. Returns and raises as `send_text`; what the person chooses comes into our inbox.
 
         :param title: 1 to 512 bytes of UTF-8.
         :param body: up to 8,192 bytes.
@@ -125,22 +158,30 @@ class MessagingService:
             raise InvalidRequestError("A notification needs a title.")
         _check_length("title", title, MAX_TITLE_BYTES)
         _check_length("body", body, MAX_BODY_BYTES)
-        wire_actions = _actions(actions)
-        token, sent_ms = self._stamp()
-        return await self._send(
-            self._ctx.get_device(device_id),
-            token,
-            lambda sequence, below: Notification(
-                sequence=sequence,
-                token=token,
-                below=below,
-                priority=priority,
-                sent_ms=sent_ms,
-                title=title,
-                body=body,
-                actions=wire_actions,
-            ),
-        )
+        message = Notification(sent_ms=self._now_ms(), title=title, body=body, actions=_actions(actions))
+        return await self._send(device_id, message, priority, ttl_s, now)
+
+    async def choose(self, notification_id: uuid.UUID, action_id: str) -> Receipt:
+        """Choose an action of a notification in the inbox; who sent it is told, now or when it is back.
+
+        :raises NotFoundError: there is no such notification.
+        :raises InvalidRequestError: it has no such action.
+        :raises ConflictError: another one was chosen already.
+        """
+        device_id, chosen = await self._inbox.notification(notification_id, action_id)
+        message_id = uuid.uuid5(_CHOICE, str(notification_id))
+        receipt = await self._send(device_id, chosen, Priority.HIGH, None, False, message_id)
+        await self._inbox.mark_chosen(notification_id, action_id)
+        return receipt
+
+    async def wait_choice(self, notification_id: uuid.UUID, *, timeout_s: float) -> InboxMessage | None:
+        """What was chosen in answer to a notification of ours, waiting for it; None if nothing was in time."""
+        async with self._ctx.subscribe((ActionChosen.kind,), buffer=1) as arrivals:
+            with anyio.move_on_after(timeout_s):
+                while (reply := await self._inbox.reply(notification_id)) is None:
+                    await arrivals.receive()
+                return reply
+        return await self._inbox.reply(notification_id)
 
     async def send_data(
         self,
@@ -151,46 +192,49 @@ class MessagingService:
         version: int = 1,
         metadata: Mapping[str, str] | None = None,
         priority: Priority = Priority.NORMAL,
-        timeout_s: float = HANDLER_TIMEOUT_S,
+        timeout_s: float = DATA_TIMEOUT_S,
     ) -> bytes | None:
-        """Send bytes to a protocol's handler at the other side, at least once if this returns.
+        """Send bytes to a protocol's handler at the other side and wait for its response.
 
         :param payload: up to 256 KiB.
         :param metadata: up to 16 entries; keys of up to 64, values of up to 256 characters.
         :returns: what the handler answered; None for nothing.
+        :raises ConnectionFailedError: the device is away.
         :raises ProtocolError: there is no such handler there, or it failed.
-        :raises NetworkTimeoutError: it did not answer in time.
-        :raises NetworkingError: else as `send_text`.
+        :raises NetworkTimeoutError: it did not answer in time; it may have got the data, and gets them no more.
         """
-        _check_protocol_name(protocol)
-        if len(payload) > MAX_PAYLOAD_BYTES:
-            raise InvalidRequestError(f"The data have {len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} can be sent.")
-        entries = dict(metadata or {})
-        if len(entries) > 16 or any(not 0 < len(k) <= 64 or len(v) > 256 for k, v in entries.items()):
-            raise InvalidRequestError("The metadata have too many entries, or too long ones.")
-        if not 0 < version < 65536:
-            raise InvalidRequestError("The version of a protocol is a number from 1 to 65535.")
-        device = self._ctx.get_device(device_id)
-        token, _ = self._stamp()
-        ack = await self._courier.deliver(
-            device,
-            lambda sequence, below: Data(
-                sequence=sequence,
-                token=token,
-                below=below,
-                priority=priority,
-                protocol=protocol,
-                version=version,
-                payload=bytes(payload),
-                metadata=entries,
-            ),
-            timeout_s=timeout_s,
-            inbox=False,
-        )
-        if ack.outcome is Outcome.NO_HANDLER:
-            raise ProtocolError(f"Nothing at {device.name} takes data for {protocol}.")
-        _check_outcome(device, ack)
-        return ack.response
+        data = self._data(protocol, payload, version, metadata)
+        device = await self._connected(device_id)
+        delivery = await self._deliver(device, DATA_PROTOCOL, data, priority, timeout_s, timeout_s)
+        if delivery is None or delivery.outcome is DeliveryOutcome.EXPIRED:
+            raise NetworkTimeoutError(f"{device.name} did not answer within {timeout_s:g} s.")
+        _check_delivery(device, delivery)
+        answer: Answer = decode(delivery.response, Answer, max_bytes=MAX_MESSAGE_BYTES)
+        match answer.outcome:
+            case Outcome.DELIVERED:
+                return answer.response
+            case Outcome.NO_HANDLER:
+                raise ProtocolError(f"Nothing at {device.name} takes data for {protocol}.")
+            case _:
+                raise ProtocolError(f"{device.name} got the data, but what takes them there failed.")
+
+    async def queue_data(
+        self,
+        device_id: uuid.UUID,
+        protocol: str,
+        payload: bytes,
+        *,
+        version: int = 1,
+        metadata: Mapping[str, str] | None = None,
+        priority: Priority = Priority.NORMAL,
+        ttl_s: float | None = None,
+    ) -> uuid.UUID:
+        """Send bytes to a protocol's handler at the other side, now or when the device is back; see `send_data`.
+
+        :returns: the message's id, once it lies durably in the outbox.
+        """
+        data = encode(self._data(protocol, payload, version, metadata))
+        return await self._ctx.send_message(device_id, DATA_PROTOCOL, data, priority=priority, ttl_s=ttl_s)
 
     async def ping(self, device_id: uuid.UUID, *, timeout_s: float = PING_TIMEOUT_S) -> float:
         """Measure the round trip to the other side's messaging plugin.
@@ -199,24 +243,159 @@ class MessagingService:
         :raises ConnectionFailedError: the device is away.
         :raises NetworkTimeoutError: no answer in time.
         """
-        return await self._courier.ping(self._ctx.get_device(device_id), timeout_s=timeout_s)
+        device = await self._connected(device_id)
+        try:
+            with anyio.fail_after(timeout_s):
+                async with await self._ctx.open_stream(device_id, PROTOCOL, timeout_s=timeout_s) as stream:
+                    messages = stream.messages(max_bytes=MAX_MESSAGE_BYTES)
+                    # The first one opens the stream, the second one measures.
+                    for nonce in range(2):
+                        started = anyio.current_time()
+                        await messages.send(Ping(nonce=nonce))
+                        await messages.receive(Pong)
+                    return anyio.current_time() - started
+        except TimeoutError:
+            raise NetworkTimeoutError(f"{device.name} did not answer within {timeout_s:g} s.") from None
 
-    def _stamp(self) -> tuple[bytes, int]:
-        return self._ctx.randomness.bytes(16), round(self._ctx.clock.now() * 1000)
+    def _data(self, protocol: str, payload: bytes, version: int, metadata: Mapping[str, str] | None) -> Data:
+        _check_protocol_name(protocol)
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise InvalidRequestError(f"The data have {len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} can be sent.")
+        entries = dict(metadata or {})
+        if len(entries) > 16 or any(not 0 < len(k) <= 64 or len(v) > 256 for k, v in entries.items()):
+            raise InvalidRequestError("The metadata have too many entries, or too long ones.")
+        if not 0 < version < 65536:
+            raise InvalidRequestError("The version of a protocol is a number from 1 to 65535.")
+        return Data(protocol=protocol, version=version, payload=bytes(payload), metadata=entries)
+
+    def _now_ms(self) -> int:
+        return round(self._ctx.clock.now() * 1000)
+
+    async def _connected(self, device_id: uuid.UUID) -> RemoteDevice:
+        device = self._ctx.get_device(device_id)
+        try:
+            await self._ctx.connect(device_id, timeout_s=self._settings.connect_timeout_s)
+        except ConnectionFailedError as error:
+            raise ConnectionFailedError(f"{device.name} is not connected; the message was not sent.") from error
+        return device
 
     async def _send(
-        self, device: RemoteDevice, token: bytes, make: Callable[[int, int], Text | Notification]
+        self,
+        device_id: uuid.UUID,
+        message: Text | Notification | Chosen,
+        priority: Priority,
+        ttl_s: float | None,
+        now: bool,
+        message_id: uuid.UUID | None = None,
     ) -> Receipt:
+        device = await self._connected(device_id) if now else self._ctx.get_device(device_id)
+        wait_s = self._settings.ack_timeout_s if device.connected else self._settings.away_wait_s
+        message_id = message_id or self._new_id()
         started = anyio.current_time()
-        ack = await self._courier.deliver(device, make)
-        _check_outcome(device, ack)
+        delivery = await self._deliver(device, PROTOCOL, message, priority, wait_s, ttl_s, message_id, keep=not now)
+        if delivery is None:
+            return Receipt(
+                id=message_id,
+                device_id=device.device_id,
+                device_name=device.name,
+                state="queued",
+                reason=self._ctx.why_waiting(message_id) if self._ctx.get_device(device_id).connected else "",
+            )
+        _check_delivery(device, delivery)
+        if delivery.response:
+            raise ProtocolError(f"{device.name} does not know messages of that kind.")
         return Receipt(
-            id=uuid.UUID(bytes=token),
+            id=message_id,
             device_id=device.device_id,
             device_name=device.name,
+            state="delivered",
             delivered_at=self._ctx.clock.now(),
             rtt_s=anyio.current_time() - started,
         )
+
+    def _new_id(self) -> uuid.UUID:
+        return uuid.UUID(bytes=self._ctx.randomness.bytes(16), version=4)
+
+    async def _deliver(
+        self,
+        device: RemoteDevice,
+        protocol: str,
+        message: Message,
+        priority: Priority,
+        wait_s: float,
+        ttl_s: float | None,
+        message_id: uuid.UUID | None = None,
+        *,
+        keep: bool = False,
+    ) -> Delivery | None:
+        """Put a message into the outbox and wait for its end.
+
+        :param keep: leave it there if its end does not come in time; else it is taken out.
+        :returns: None if its end did not come in time.
+        :raises NetworkingError: it cannot be delivered now, and is not kept.
+        """
+        message_id = message_id or self._new_id()
+        waiter = self._waiters[message_id] = _Waiter()
+        try:
+            await self._ctx.send_message(
+                device.device_id, protocol, encode(message), priority=priority, ttl_s=ttl_s, message_id=message_id
+            )
+            with anyio.move_on_after(wait_s):
+                while waiter.delivery is None and not self._ctx.why_waiting(message_id):
+                    with anyio.move_on_after(LOOK_S):
+                        await waiter.done.wait()
+            if waiter.delivery is None and not keep:
+                await self._withdraw(device, message_id, waiter)
+            return waiter.delivery
+        finally:
+            self._waiters.pop(message_id, None)
+
+    async def _withdraw(self, device: RemoteDevice, message_id: uuid.UUID, waiter: _Waiter) -> None:
+        reason = self._ctx.why_waiting(message_id)
+        try:
+            never_sent = await self._ctx.cancel_message(message_id)
+        except NotFoundError:
+            return  # its end has just come
+        if waiter.delivery is not None:
+            return
+        if never_sent:
+            raise ConnectionFailedError(f"The connection to {device.name} broke; the message was not sent.")
+        if reason and self._ctx.get_device(device.device_id).connected:
+            raise RefusedError(f"{device.name} did not take the message: {reason}.")
+        raise NetworkTimeoutError(f"{device.name} did not answer in time; whether the message arrived is not known.")
+
+    # What waits
+
+    async def outbox(self, device_id: uuid.UUID | None = None) -> list[OutboxMessage]:
+        """What waits for its device, in the order in which it goes out."""
+        waiting = await self._ctx.waiting_messages(device_id=device_id, protocols=(PROTOCOL, DATA_PROTOCOL))
+        names = {device.device_id: device.name for device in self._ctx.devices()}
+        return [
+            OutboxMessage(
+                id=message.id,
+                device_id=message.device_id,
+                device_name=names.get(message.device_id, ""),
+                kind=kind,
+                text=text,
+                priority=message.priority.name.lower(),
+                created_at=message.created_at,
+                expires_at=message.expires_at,
+                state="sending" if message.sending else "waiting",
+                reason=message.reason,
+            )
+            for message in waiting
+            for kind, text in (_shown(message.data),)
+        ]
+
+    async def cancel(self, message_id: uuid.UUID) -> bool:
+        """Take a message out of the outbox.
+
+        :returns: whether it is certain that it was never sent.
+        :raises NotFoundError: no message with that id waits.
+        """
+        if not any(message.id == message_id for message in await self.outbox()):
+            raise NotFoundError("No message with that id waits; it was delivered, cancelled, or has expired.")
+        return await self._ctx.cancel_message(message_id)
 
     # The inbox
 
@@ -241,7 +420,7 @@ class MessagingService:
 
         :param since: begin with those that have higher numbers than this; None for new ones only.
         """
-        kinds = (TextReceived.kind, NotificationReceived.kind)
+        kinds = (TextReceived.kind, NotificationReceived.kind, ActionChosen.kind)
         async with self._ctx.subscribe(kinds, buffer=1) as arrivals:
             after = await self._inbox.last_number() if since is None else since
             while True:
@@ -297,43 +476,85 @@ class MessagingService:
         finally:
             del self._handlers[protocol]
 
-    # What came in; called by the protocol handler
+    # Called by the protocol handlers
 
-    def accept(self, device: RemoteDevice, message: Text | Notification) -> Delivery | Ack:
-        """Take a message for the inbox; see `Inbox.accept`."""
-        return self._inbox.accept(device, message)
+    async def take(self, device: RemoteDevice, messages: Sequence[InboundMessage]) -> list[bytes | None]:
+        """Put messages into the inbox; see `Inbox.take`."""
+        return await self._inbox.take(device, messages)
 
-    async def handle_data(self, device: RemoteDevice, data: Data) -> Ack:
-        """Give data to their handler."""
-        if device.trust is not Trust.TRUSTED:
-            return Ack(sequence=data.sequence, outcome=Outcome.REFUSED)
+    def delivered(self, device: RemoteDevice, delivery: Delivery) -> None:
+        """A message of ours has come to its end."""
+        waiter = self._waiters.pop(delivery.message_id, None)
+        if waiter is not None:
+            waiter.delivery = delivery
+            waiter.done.set()
+        elif delivery.outcome is not DeliveryOutcome.DELIVERED:
+            logger.warning("message %s to %s: %s", delivery.message_id, device.device_id, delivery.outcome)
+            self._ctx.publish(
+                MessageUndelivered(
+                    device_id=device.device_id,
+                    device_name=device.name,
+                    message_id=delivery.message_id,
+                    outcome=str(delivery.outcome),
+                )
+            )
+
+    async def handle_data(self, device: RemoteDevice, message: InboundMessage) -> bytes:
+        """Give data to their handler.
+
+        :raises SerializationError: it is not data.
+        """
+        data: Data = decode(message.data, Data, max_bytes=MAX_MESSAGE_BYTES)
+        return encode(await self._handle_data(device, message, data))
+
+    async def _handle_data(self, device: RemoteDevice, message: InboundMessage, data: Data) -> Answer:
         handler = self._handlers.get(data.protocol)
         if handler is None:
-            return Ack(sequence=data.sequence, outcome=Outcome.NO_HANDLER)
+            return Answer(outcome=Outcome.NO_HANDLER, response=None)
         received = DataReceived(
-            id=uuid.UUID(bytes=data.token),
+            id=message.id,
             device=device,
             protocol=data.protocol,
             version=data.version,
             payload=data.payload,
             metadata=data.metadata,
+            message=message,
         )
         try:
             with anyio.fail_after(HANDLER_TIMEOUT_S):
                 response = await handler(received)
             if response is not None and len(response) > MAX_PAYLOAD_BYTES:
-                raise NetworkingError(f"The response has {len(response)} bytes; at most {MAX_PAYLOAD_BYTES} can go.")
+                raise InvalidRequestError(
+                    f"The response has {len(response)} bytes; at most {MAX_PAYLOAD_BYTES} can go."
+                )
+        except (StorageError, TryLaterError):
+            raise  # it comes again
         except (NetworkingError, TimeoutError) as error:
             logger.warning("data for %s from %s failed: %s", data.protocol, device.device_id, error or "timed out")
-            return Ack(sequence=data.sequence, outcome=Outcome.HANDLER_FAILED)
+            return Answer(outcome=Outcome.HANDLER_FAILED, response=None)
         except Exception:
             logger.exception("the handler of data for %s raised", data.protocol)
-            return Ack(sequence=data.sequence, outcome=Outcome.HANDLER_FAILED)
-        return Ack(
-            sequence=data.sequence,
-            outcome=Outcome.DELIVERED,
-            response=None if response is None else bytes(response),
+            return Answer(outcome=Outcome.HANDLER_FAILED, response=None)
+        return Answer(outcome=Outcome.DELIVERED, response=None if response is None else bytes(response))
+
+
+def _shown(data: bytes | None) -> tuple[str, str]:
+    """Kind and text of a message in the outbox."""
+    try:
+        message: Data | Text | Notification | Chosen = decode(
+            data or b"", Data | Text | Notification | Chosen, max_bytes=MAX_MESSAGE_BYTES
         )
+    except SerializationError:
+        return "unreadable", ""
+    match message:
+        case Text(text=text):
+            return "text", text
+        case Notification(title=title):
+            return "notification", title
+        case Chosen(action=action):
+            return "choice", action.label
+        case Data(protocol=protocol):
+            return "data", protocol
 
 
 def _check_length(what: str, text: str, max_bytes: int) -> None:
@@ -363,19 +584,13 @@ def _actions(actions: Sequence[Choice]) -> tuple[Action, ...]:
     return tuple(Action(id=action.id, label=action.label) for action in actions)
 
 
-def _check_outcome(device: RemoteDevice, ack: Ack) -> None:
-    match ack.outcome:
-        case Outcome.DELIVERED | Outcome.DUPLICATE:
+def _check_delivery(device: RemoteDevice, delivery: Delivery) -> None:
+    match delivery.outcome:
+        case DeliveryOutcome.DELIVERED:
             return
-        case Outcome.INBOX_FULL:
-            raise RefusedError(f"The inbox of {device.name} is full of unread messages; it was not delivered.")
-        case Outcome.BUSY:
-            raise RefusedError(f"{device.name} has too much to do; the message was not delivered.")
-        case Outcome.NOT_STORED:
-            raise RefusedError(f"{device.name} could not store the message; it was not delivered.")
-        case Outcome.HANDLER_FAILED:
-            raise ProtocolError(f"{device.name} got the data, but what takes them there failed.")
-        case Outcome.REFUSED:
-            raise RefusedError(f"{device.name} does not trust this device enough for that.")
-        case _:
-            raise ProtocolError(f"{device.name} gave an answer that does not fit the message.")
+        case DeliveryOutcome.EXPIRED:
+            raise NetworkTimeoutError(f"The message was not delivered to {device.name} within its time to live.")
+        case DeliveryOutcome.REFUSED:
+            raise RefusedError(f"{device.name} does not take the message.")
+        case DeliveryOutcome.FAILED:
+            raise ProtocolError(f"{device.name} got the message, but what takes it there failed.")

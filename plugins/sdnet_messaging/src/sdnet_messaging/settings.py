@@ -14,12 +14,11 @@ _Seconds = Annotated[float, Meta(gt=0, le=600)]
 class MessagingSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Times in seconds.
 
-    :param connect_timeout_s: how long a device that is away is waited for.
-    :param ack_timeout_s: how long an acknowledgement may take before the connection counts as broken.
-    :param idle_s: after how long a stream on which nothing is sent is closed.
+    :param connect_timeout_s: how long a device that is away is waited for, where nothing is queued.
+    :param away_wait_s: how long it is waited for before a message counts as queued.
+    :param ack_timeout_s: how long a connected device is waited for before a message counts as queued.
     """
 
     connect_timeout_s: _Seconds = 5.0
+    away_wait_s: _Seconds = 1.0
     ack_timeout_s: _Seconds = 10.0
-    # The other side's gate ends a stream on which nothing moved for 120 s.
-    idle_s: Annotated[float, Meta(gt=0, le=100)] = 60.0
