@@ -19,7 +19,7 @@ from .kit import Cli, clean
 if TYPE_CHECKING:
     from ..plugins import PluginSet
 
-__all__ = ["main"]
+__all__ = ["core_commands", "main"]
 
 # Where each command of the core is defined; a module is imported when its command is used.
 _COMMANDS = {
@@ -28,6 +28,7 @@ _COMMANDS = {
     "devices": "devices",
     "events": "devices",
     "ping": "devices",
+    "plugin": "plugin",
     "plugins": "plugins",
     "restart": "node",
     "start": "node",
@@ -102,6 +103,11 @@ class SdnetGroup(click.Group):
             commands = _plugins(ctx).commands()
             self._plugin_commands = {str(c.name): c for c in commands if c.name not in _COMMANDS}
         return self._plugin_commands
+
+
+def core_commands() -> frozenset[str]:
+    """The names of the core's own commands, which a plugin's command cannot have."""
+    return frozenset(_COMMANDS)
 
 
 def _plugins(ctx: click.Context) -> PluginSet:
