@@ -18,6 +18,7 @@ class PairingRequest(NetworkEvent):
     """
 
     kind = "pairing-request"
+    audited = True
     session_id: uuid.UUID
     device_id: uuid.UUID
     device_name: str
@@ -53,6 +54,7 @@ class PairingFailed(NetworkEvent):
     """
 
     kind = "pairing-failed"
+    audited = True
     session_id: uuid.UUID
     role: str
     reason: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from typing import Any
 
 import anyio
@@ -115,6 +116,7 @@ class _Attempt(Conversation):
         self._session: PairingSession | None = None
         self._has_code = False
         self._stored = False
+        self._pairing = ExitStack()
 
     async def run(self, first: Event | None = None) -> None:
         try:
@@ -127,6 +129,7 @@ class _Attempt(Conversation):
     def leave(self) -> None:
         """The conversation is over, or was cancelled."""
         session, self._session = self._session, None
+        self._pairing.close()
         if session is None:
             return
         session.proven -= 1
@@ -161,6 +164,7 @@ class _Attempt(Conversation):
             raise ConnectionFailedError("The session has ended.")
         self._session = session
         session.proven += 1
+        self._pairing.enter_context(self._ctx.pairing_with(self._peer_id, session.id))
         self._initiator.forget(self)
         session.move(SessionState.CONNECTED)
         session.move(SessionState.AUTHENTICATING)

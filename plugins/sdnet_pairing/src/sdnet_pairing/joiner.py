@@ -178,7 +178,8 @@ class Joiner:
         attempt = _Attempt(self, peer, stream)
         self._session.move(SessionState.CONNECTED)
         try:
-            await attempt.run(Start())
+            with self._ctx.pairing_with(peer.peer_id, self._session.id):
+                await attempt.run(Start())
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             raise ConnectionFailedError("The connection was lost.") from error
         finally:
