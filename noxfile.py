@@ -87,6 +87,12 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def bench_messages(session: nox.Session) -> None:
+    """Measure messages between two nodes beside stock py-libp2p's echo; takes `-- --quick`."""
+    session.run(PYTHON, "-m", "benchmarks.bench_messages", *session.posargs)
+
+
+@nox.session
 def bench_swarm(session: nox.Session) -> None:
     """Measure the swarm beside stock py-libp2p and bare sockets; takes `-- --quick|--case NAME|--profile NAME`."""
     session.run(PYTHON, "-m", "benchmarks.bench_swarm", *session.posargs)
