@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -180,12 +180,12 @@ class Messages:
             device_id, protocol_name, versions=(version,), timeout_s=OPEN_TIMEOUT_S, suffix=MESSAGES_SUFFIX
         )
 
-    async def _settled(self, lane: Lane, delivery: Delivery) -> None:
+    async def _settled(self, lane: Lane, deliveries: Sequence[Delivery]) -> None:
         try:
             device = self._core.remote_device(lane.device_id)
         except DeviceNotFoundError:
             return
-        await self._core._plugins.hand_delivery(device, lane.protocol_name, delivery)
+        await self._core._plugins.hand_delivery(device, lane.protocol_name, deliveries)
 
     async def _follow(self) -> None:
         kinds = (ConnectionEstablished.kind, DeviceRemoved.kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -178,14 +178,15 @@ class NodePlugins:
                 reason = f"handle_event of {registered.spec.protocol_id} raised {error!r}"
                 self.report_failure(registered.plugin, reason)
 
-    async def hand_delivery(self, device: RemoteDevice, protocol_name: str, delivery: Delivery) -> None:
-        """Tell the handler of its protocol what became of a message."""
+    async def hand_delivery(self, device: RemoteDevice, protocol_name: str, deliveries: Sequence[Delivery]) -> None:
+        """Tell the handler of their protocol what became of messages."""
         registered = self._protocols.by_name(protocol_name)
         if registered is None:
             return
         try:
             with anyio.fail_after(HANDLER_EVENT_TIMEOUT_S):
-                await registered.spec.handler.handle_delivery(device, delivery)
+                for delivery in deliveries:
+                    await registered.spec.handler.handle_delivery(device, delivery)
         except Exception as error:
             logger.exception("handle_delivery of %s raised", registered.spec.protocol_id)
             self.report_failure(registered.plugin, f"handle_delivery of {registered.spec.protocol_id} raised {error!r}")

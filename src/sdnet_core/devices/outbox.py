@@ -25,8 +25,8 @@ __all__ = ["Outbox"]
 
 logger = logging.getLogger(__name__)
 
-MAX_COMMIT = 512
-"""Messages made durable together in one transaction."""
+MAX_COMMIT = 128
+"""Messages made durable together in one transaction; those behind them are written while these are on their way."""
 REMOVE_WITHIN_S = 0.2
 """A message that was delivered may lie on the disk for so long yet. If we crash meanwhile it is sent again, with the
 same id and number, by which the other side knows it."""
@@ -49,7 +49,7 @@ class Outbox:
         clock: Clock,
         randomness: Randomness,
         runner: Runner,
-        settled: Callable[[Lane, Delivery], Awaitable[None]],
+        settled: Callable[[Lane, Sequence[Delivery]], Awaitable[None]],
         limits: OutboxLimits | None = None,
     ) -> None:
         self._path = path
@@ -249,6 +249,10 @@ class Outbox:
         """A message that waits."""
         return self._messages.get(message_id)
 
+    def has_messages(self, device_id: uuid.UUID) -> bool:
+        """Whether messages wait for a device."""
+        return device_id in self._counts
+
     def messages(
         self, *, device_id: uuid.UUID | None = None, protocols: Collection[str] | None = None
     ) -> list[QueuedMessage]:
@@ -307,8 +311,12 @@ class Outbox:
         fresh = [message for message in messages if not message.settled]
         for message in fresh:
             self._take_out(message)
+        by_lane: dict[Lane, list[Delivery]] = {}
         for message in fresh:
-            await self._settled(message.lane, Delivery(message_id=message.id, outcome=outcome, response=response))
+            delivery = Delivery(message_id=message.id, outcome=outcome, response=response)
+            by_lane.setdefault(message.lane, []).append(delivery)
+        for lane, deliveries in by_lane.items():
+            await self._settled(lane, deliveries)
 
     async def renumber(self, lane: Lane, next_number: int) -> None:
         """The device knows the lane's numbers below this one from a life of ours that we have forgotten.

@@ -17,7 +17,7 @@ class MessagingHandler(ProtocolHandler):
     """What goes into the inbox, many messages in one transaction; and pings."""
 
     protocol_name = PROTOCOL
-    message_batch = 512
+    message_batch = 128
 
     def __init__(self, service: MessagingService) -> None:
         self._service = service
