@@ -26,6 +26,7 @@ MEMBERS = [
     "sdnet-messaging",
     "sdnet-pairing",
     "sdnet-spacedrop",
+    "sdnet-sync",
 ]
 # Tests of daemons mostly wait, so more workers than cores pay; a file stays on one worker with its fixtures.
 PYTEST = [PYTHON, "-m", "pytest", "-n", "4", "--dist", "loadfile"]
@@ -49,6 +50,13 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the unit, layer, integration and plugin tests."""
     session.run(*PYTEST, "--ignore=tests/e2e", "--ignore=tests/interop", "--ignore=tests/packaging", *session.posargs)
+
+
+@nox.session
+def swarm_long(session: nox.Session) -> None:
+    """Run the swarm's tests under load for as long as they should: long pauses, 2,000 connections."""
+    env = {"SDNET_LONG_TESTS": "1"}
+    session.run(PYTHON, "-m", "pytest", "tests/hostile/test_swarm_load.py", *session.posargs, env=env)
 
 
 @nox.session

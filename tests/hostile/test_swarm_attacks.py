@@ -161,15 +161,19 @@ async def test_connections_that_say_nothing_are_few_and_end() -> None:
     limits = SwarmLimits(max_handshakes=8, handshake_timeout_s=1.0)
     async with running(limits) as swarm:
         silent = [await raw_socket(swarm) for _ in range(40)]
-        open_at_first = 0
-        for stream in silent:
-            with anyio.move_on_after(0.01) as scope:
-                await stream.receive_some()
-                while await stream.receive_some():
-                    pass
-            open_at_first += scope.cancelled_caught
-        assert open_at_first <= 8
-        with anyio.fail_after(5):
+        greeted = 0
+
+        async def is_greeted(stream: trio.SocketStream) -> None:
+            nonlocal greeted
+            greeted += bool(await stream.receive_some())
+
+        with anyio.move_on_after(0.1):
+            async with trio.open_nursery() as nursery:
+                for stream in silent:
+                    nursery.start_soon(is_greeted, stream)
+        # Handshakes begin with a greeting. The others wait: there are not more at a time.
+        assert 0 < greeted <= 8
+        with anyio.fail_after(10):
             for stream in silent:
                 while await stream.receive_some():
                     pass

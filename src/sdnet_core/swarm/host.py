@@ -49,6 +49,10 @@ _DRAIN_IDLE_S = 1.0
 _DRAIN_FOREIGN_IDLE_S = 4.0
 """The same for the higher one, whose peer may be another implementation that keeps both connections for ever."""
 _CLOSE_ALL_S = 0.7
+_HANDSHAKE_SHARE_S = 0.25
+"""Time that every handshake has before it makes room for another."""
+_WAITING_PER_HANDSHAKE = 4
+"""Connections that may wait for a handshake to make room, for each that may go on."""
 _MAX_GONE = 256
 """Peers without a connection of which identify's results are kept; anybody can make many."""
 _UNSENT_BYTES = 128 * 1024
@@ -101,7 +105,8 @@ class Network(Libp2pNetwork):
         self._admits = admits
         self._knows = knows
         self._generation = 0
-        self._handshakes: dict[trio.CancelScope, None] = {}
+        self._handshakes: dict[trio.CancelScope, float] = {}
+        self._waiting_for_room = 0
         self._gone: dict[ID, None] = {}
         self.dialler: Callable[[ID, list[Multiaddr]], Awaitable[None]] | None = None
         self.connected = trio.lowlevel.ParkingLot()
@@ -162,13 +167,11 @@ class Network(Libp2pNetwork):
             return
         prepare_socket(read_write_closer)
         raw = RawConnection(read_write_closer, False)
-        while len(self._handshakes) >= self.limits.max_handshakes:
-            # The slowest makes room: a flood of connections that say nothing keeps nobody out.
-            oldest = next(iter(self._handshakes))
-            del self._handshakes[oldest]
-            oldest.cancel()
+        if not await self._make_room():
+            logger.debug("refusing a connection: too many wait for their handshake")
+            return
         with trio.CancelScope() as slot:
-            self._handshakes[slot] = None
+            self._handshakes[slot] = trio.current_time()
             try:
                 with trio.fail_after(self.limits.handshake_timeout_s):
                     muxed = await self.multiplex(await self.secure(raw, None))
@@ -186,6 +189,27 @@ class Network(Libp2pNetwork):
             logger.debug("an inbound connection from %s was refused: %s", muxed.peer_id, exc)
             return
         await connection.event_closed.wait()
+
+    async def _make_room(self) -> bool:
+        """Wait until a handshake may begin: the slowest one makes room, once it has had its share of time.
+
+        So a flood of connections that say nothing keeps nobody out, nor does one that never ends.
+        """
+        while len(self._handshakes) >= self.limits.max_handshakes:
+            oldest, began = next(iter(self._handshakes.items()))
+            wait_s = began + _HANDSHAKE_SHARE_S - trio.current_time()
+            if wait_s <= 0:
+                del self._handshakes[oldest]
+                oldest.cancel()
+                break
+            if self._waiting_for_room >= _WAITING_PER_HANDSHAKE * self.limits.max_handshakes:
+                return False
+            self._waiting_for_room += 1
+            try:
+                await trio.sleep(wait_s)
+            finally:
+                self._waiting_for_room -= 1
+        return True
 
     async def secure(self, raw: IRawConnection, peer_id: ID | None) -> ISecureConn:
         """Make a raw connection secure, if the peer is one that may connect; the caller closes it when this fails.
