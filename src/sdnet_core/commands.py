@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 
 from .devices.delivery import Priority
+from .devices.records import ConnectionConfig
 from .devices.trust import Trust
 from .errors import NotRunningError
 from .identity import DeviceInfo
@@ -23,6 +24,7 @@ __all__ = [
     "AddPairedDevice",
     "Command",
     "CommandChannel",
+    "ConfigureConnection",
     "ConfirmPairing",
     "ForgetDevice",
     "PairingCommand",
@@ -101,6 +103,15 @@ class RenameDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigureConnection:
+    """Connect a device in another way."""
+
+    device_id: uuid.UUID
+    config: ConnectionConfig
+    auto_connect: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RevokeDevice:
     """Cut a device off and refuse it from now on."""
 
@@ -114,7 +125,16 @@ class ForgetDevice:
     device_id: uuid.UUID
 
 
-PairingCommand = AddPairedDevice | ConfirmPairing | PairingLost | SetTrust | RenameDevice | RevokeDevice | ForgetDevice
+PairingCommand = (
+    AddPairedDevice
+    | ConfirmPairing
+    | PairingLost
+    | SetTrust
+    | RenameDevice
+    | ConfigureConnection
+    | RevokeDevice
+    | ForgetDevice
+)
 """What changes pairings."""
 Command = SwarmHappened | SendMessage | PairingCommand
 

@@ -11,6 +11,7 @@ from .clock import Clock
 from .commands import (
     AddPairedDevice,
     CommandChannel,
+    ConfigureConnection,
     ConfirmPairing,
     ForgetDevice,
     RenameDevice,
@@ -19,8 +20,10 @@ from .commands import (
 )
 from .devices.describe import describe_device, describe_more
 from .devices.manager import PersistentConnectionManager
+from .devices.records import ConnectionConfig
 from .devices.registry import DeviceRegistry, PairedState
 from .devices.trust import RemoteDevice, Trust
+from .errors import ConflictError
 from .events import EventBus, PairingEnded, PairingStarted
 from .identity import DeviceInfo
 from .protocols.dispatch import remote_device
@@ -105,6 +108,16 @@ class DeviceMethods:
         """
         await self._commands.call(ForgetDevice(device_id))
 
+    async def configure_connection(
+        self, device_id: uuid.UUID, config: ConnectionConfig, *, auto_connect: bool = True
+    ) -> None:
+        """Choose how a device is connected; kept over restarts. Keepalive changes with the next connection.
+
+        :param auto_connect: connect to it whenever possible, instead of only when it is needed.
+        :raises StorageError: it could not be stored; nothing changed.
+        """
+        await self._commands.call(ConfigureConnection(device_id, config, auto_connect))
+
     async def rename_device(self, device_id: uuid.UUID, name: str | None) -> None:
         """Call a device something else on this one; by its own name again when None.
 
@@ -115,11 +128,12 @@ class DeviceMethods:
 
     @contextmanager
     def pairing_with(self, peer_id: str, session_id: uuid.UUID) -> Iterator[None]:
-        """A pairing with a peer goes on for the length of the block.
-
-        :raises ConflictError: another one with that peer goes on.
-        """
-        self._registry.start_pairing(peer_id, session_id)
+        """A pairing with a peer goes on for the length of the block; a second one at the same time is not told."""
+        try:
+            self._registry.start_pairing(peer_id, session_id)
+        except ConflictError:
+            yield
+            return
         self.events.publish(PairingStarted(peer_id=peer_id, session_id=session_id))
         try:
             yield
@@ -140,6 +154,6 @@ class DeviceMethods:
         return {**self._describe(state), **describe_more(state)}
 
     def _describe(self, state: PairedState) -> dict[str, Any]:
-        return describe_device(
-            state, now=self.clock.now(), last_error=self._connections.last_error(state.device.device_id)
-        )
+        device_id = state.device.device_id
+        described = describe_device(state, now=self.clock.now(), last_error=self._connections.last_error(device_id))
+        return {**described, **self._connections.describe(device_id)}

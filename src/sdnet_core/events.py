@@ -24,6 +24,7 @@ __all__ = [
     "ConnectionEstablished",
     "ConnectionFailed",
     "ConnectionLost",
+    "ConnectionStateChanged",
     "DeviceConfirmed",
     "DevicePaired",
     "DeviceRemoved",
@@ -124,6 +125,21 @@ class ConnectionFailed(NetworkEvent):
     device_name: str
     reason: str
     retry_in_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionStateChanged(NetworkEvent):
+    """The way to a paired device has come to another state.
+
+    :param state: ``connecting``, ``authenticating``, ``connected``, ``reconnecting``, ``disconnected`` or ``failed``.
+    :param reason: why, where there is more to say.
+    """
+
+    kind = "connection-state"
+    device_id: uuid.UUID
+    device_name: str
+    state: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ import anyio
 from .clock import Clock
 from .commands import (
     AddPairedDevice,
+    ConfigureConnection,
     ConfirmPairing,
     ForgetDevice,
     PairingCommand,
@@ -112,6 +113,12 @@ class Pairings:
                 await self._set_trust(self.registry.get(device_id).device, trust)
             case RenameDevice(device_id, name):
                 await self._rename(self.registry.get(device_id).device, name)
+            case ConfigureConnection(device_id, config, auto_connect):
+                device = self.registry.get(device_id).device
+                changed = device.configured(config, auto_connect=auto_connect)
+                await self.store.save_pairing(changed)
+                self.registry.update(changed)
+                self.connections.reconsider(device_id)
             case RevokeDevice(device_id):
                 await self._revoke(device_id)
             case ForgetDevice(device_id):

@@ -6,12 +6,38 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import anyio
 
 from ..session import ControlChannel, ControlEnd, EndReason, GoodbyeReason, Role, Session
 
-__all__ = ["DeviceConnection", "explain_end"]
+__all__ = ["ConnectionState", "DeviceConnection", "explain_end", "transport_of"]
+
+
+class ConnectionState(StrEnum):
+    """Where the way to a paired device stands."""
+
+    CONNECTING = "connecting"
+    """It is being dialled, for the first time since the node started."""
+    AUTHENTICATING = "authenticating"
+    """It was reached, and the two prove to each other who they are."""
+    CONNECTED = "connected"
+    RECONNECTING = "reconnecting"
+    """It was connected, and is being dialled again."""
+    DISCONNECTED = "disconnected"
+    """Nothing is under way: the connection has just ended, or none is wanted now."""
+    FAILED = "failed"
+    """The last attempt failed; the next one comes by itself."""
+
+
+def transport_of(address: str | None) -> str:
+    """What a multiaddr goes over, such as ``tcp``, ``quic-v1`` or ``ws``; empty if that is not known."""
+    parts = (address or "").split("/")
+    for name in ("p2p-circuit", "webrtc-direct", "webrtc", "wss", "ws", "quic-v1", "quic", "tcp", "memory"):
+        if name in parts:
+            return name
+    return ""
 
 
 @dataclass(eq=False, slots=True)
@@ -19,7 +45,11 @@ class DeviceConnection:
     """One session with a device, its control channel, and the streams that live on it.
 
     :param address: of the other side, as the swarm knows it.
+    :param opened_at: monotonic time, seconds.
     :ivar latency_s: smoothed round-trip time, None before the first ping.
+    :ivar used_at: when a stream last ran on it, monotonic time, seconds; `look` moves it.
+    :ivar pinged_at: when the round trip was last measured, the same.
+    :ivar let_go: it made room for others, so that it is not made again at once.
     :ivar control_scope: the control channel runs in it; it outlives the streams for a last word.
     """
 
@@ -27,11 +57,32 @@ class DeviceConnection:
     session: Session
     control: ControlChannel
     address: str | None
+    opened_at: float = 0.0
     latency_s: float | None = None
+    used_at: float = 0.0
+    pinged_at: float = float("-inf")
+    let_go: bool = False
     ended: anyio.Event = field(default_factory=anyio.Event)
     reason: str = ""
     control_scope: anyio.CancelScope | None = None
     _scopes: set[anyio.CancelScope] = field(default_factory=set)
+    _streams_seen: int = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether streams run on it."""
+        return bool(self._scopes) or bool(self.session.streams)
+
+    def look(self, now: float) -> None:
+        """Notice whether streams ran on it since the last look.
+
+        :param now: monotonic time, seconds.
+        """
+        traffic = self.session.traffic
+        seen = traffic.streams_opened + traffic.streams_accepted
+        if seen != self._streams_seen or self.busy:
+            self._streams_seen = seen
+            self.used_at = now
 
     @property
     def peer_id(self) -> str:
@@ -77,12 +128,16 @@ def explain_end(end: ControlEnd) -> str:
     match end.reason, end.goodbye:
         case EndReason.OUR_GOODBYE, GoodbyeReason.SHUTDOWN:
             return "this device stopped"
+        case EndReason.OUR_GOODBYE, GoodbyeReason.IDLE:
+            return "it made room for another device"
         case EndReason.OUR_GOODBYE, _:
             return f"this device hung up ({end.goodbye})"
         case EndReason.PEER_GOODBYE, GoodbyeReason.SHUTDOWN:
             return "the other device stopped"
         case EndReason.PEER_GOODBYE, GoodbyeReason.NOT_PAIRED:
             return "the other device ended the pairing"
+        case EndReason.PEER_GOODBYE, GoodbyeReason.IDLE:
+            return "the other device made room for others"
         case EndReason.PEER_GOODBYE, _:
             return f"the other device hung up ({end.goodbye})"
         case EndReason.STALE, _:

@@ -6,7 +6,10 @@ import dataclasses
 import uuid
 from typing import Any
 
+import msgspec
+
 from ..identity import DeviceInfo
+from .connection import transport_of
 from .registry import Connected, Disconnected, PairedState
 
 __all__ = ["describe_device", "describe_identity", "describe_more"]
@@ -66,6 +69,7 @@ def describe_more(state: PairedState) -> dict[str, Any]:
         "pairing_id": str(uuid.UUID(bytes=device.pairing_id)),
         "pending": device.pending,
         "auto_connect": device.auto_connect,
+        "connection_config": msgspec.structs.asdict(device.connection_config),
         "connection": None,
     }
     if isinstance(state, Connected):
@@ -76,6 +80,7 @@ def describe_more(state: PairedState) -> dict[str, Any]:
             "connected_at": state.connected_at,
             "dialled_by": "us" if state.live.dialled_address is not None else "them",
             "address": state.live.address,
+            "transport": transport_of(state.live.address),
             "latency_s": state.live.latency_s,
             "suite": session.keys.suite.name.lower(),
             "keys_made_at": session.keys.created_at,

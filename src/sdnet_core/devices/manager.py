@@ -1,20 +1,17 @@
-"""Keeps every paired device connected: one supervisor a device, for ever.
+"""All connections to paired devices: one supervisor a device, one session a device, a bounded pool.
 
-A supervisor dials the addresses at which the device answered before and those that discovery sees, makes a session, and
-starts again with jittered exponential back-off whenever that fails or the connection is lost. A fresh sighting in
-discovery cuts the pause short. Both sides may dial: of two handshakes at the same time the one that the higher peer id
-began goes on, the other is refused as busy. A handshake that comes later than the session we have replaces it: who
-dials has lost it.
+Supervisors dial; both sides may. Of two handshakes at the same time the one that the higher peer id began goes on, the
+other is refused as busy. A handshake that comes later than the session we have replaces it: who dials has lost it.
+
+No more devices are connected at once than the settings allow. A device that is needed, or that connects to us, takes
+the place of the one that was not used for longest; one with running streams keeps its place.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import uuid
-from collections import Counter
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -25,54 +22,28 @@ from ..clock import Clock, Randomness
 from ..config import ConnectionSettings
 from ..discovery.candidates import Discovery
 from ..errors import ConnectionFailedError, DeviceNotFoundError, NetworkingError, RefusedError
-from ..events import ConnectionEstablished, ConnectionFailed, ConnectionLost, DeviceConfirmed, EventBus
+from ..events import ConnectionEstablished, ConnectionLost, DeviceConfirmed, EventBus
 from ..identity import NetworkIdentity
-from ..session import PROTOCOL_ID as SESSION_PROTOCOL
-from ..session import (
-    ControlChannel,
-    ControlEnd,
-    ControlSettings,
-    EndReason,
-    GoodbyeReason,
-    PeerSecret,
-    RefusalReason,
-    Role,
-    Session,
-    SessionRefusedError,
-    SessionTable,
-    initiate,
-    keep_ours,
-    respond,
-    suites_by_speed,
-)
+from ..session import ControlChannel, ControlEnd, ControlSettings, EndReason, GoodbyeReason, Session
 from ..swarm.abc import Swarm, SwarmStream
-from .connection import DeviceConnection, explain_end
+from .connection import ConnectionState, DeviceConnection, explain_end
+from .pool import ConnectionPool
 from .records import DeviceStore, PairedDevice
 from .refusals import Refusals
 from .registry import Connected, DeviceRegistry, PairedState
+from .sessions import SessionMaker
+from .supervisor import Supervisor, Surroundings
+from .watch import ConnectionWatch
 
 __all__ = ["PersistentConnectionManager"]
 
 logger = logging.getLogger(__name__)
 
-
-PENDING_LIFETIME_S = 24 * 3600.0
-"""A pairing that the other side never confirmed lapses after this time."""
-PENDING_DIAL_AFTER_S = 60.0
-"""So long the other side of a pending pairing may take to store it before we ask; until then it is the one to dial."""
 GOODBYE_TIMEOUT_S = 0.3
 
 
-@dataclass(slots=True)
-class _Supervisor:
-    """One device's supervisor task.
-
-    :param wake: set by a sighting or a request to connect now; replaced each time it was noticed.
-    """
-
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    wake: anyio.Event = field(default_factory=anyio.Event)
-    last_error: str = ""
+MAX_ATTEMPTS_AT_ONCE = 64
+"""Of those to devices that nobody has seen or needs."""
 
 
 class PersistentConnectionManager:
@@ -82,6 +53,7 @@ class PersistentConnectionManager:
     :param pairing_lost: called with device id, pairing id and reason when a pairing counts no more, as when the other
         side says, and proves, that it is not paired with us.
     :param refusals: told of those who do not prove who they are.
+    :param has_messages: whether messages wait for a device.
     """
 
     def __init__(
@@ -98,31 +70,55 @@ class PersistentConnectionManager:
         settings: ConnectionSettings,
         pairing_lost: Callable[[uuid.UUID, bytes, str], Coroutine[Any, Any, None]],
         refusals: Refusals,
+        has_messages: Callable[[uuid.UUID], bool] = lambda device_id: False,
     ) -> None:
         self._swarm = swarm
-        self._discovery = discovery
         self._registry = registry
         self._store = store
-        self._identity = identity
         self._clock = clock
         self._randomness = randomness
         self._events = events
         self._settings = settings
         self._pairing_lost = pairing_lost
         self._refusals = refusals
-        self._supervisors: dict[uuid.UUID, _Supervisor] = {}
-        self._sessions = SessionTable()
-        self._live: dict[Session, DeviceConnection] = {}
-        self._dialling: set[uuid.UUID] = set()
-        self._answering: Counter[uuid.UUID] = Counter()
-        self._suites = suites_by_speed()
-        self._control = ControlSettings(
-            keepalive_interval_s=settings.keepalive_interval_s,
-            keepalive_misses=settings.keepalive_misses,
-            goodbye_timeout_s=GOODBYE_TIMEOUT_S,
+        self._supervisors: dict[uuid.UUID, Supervisor] = {}
+        self._pool = ConnectionPool(clock, settings.max_connections, has_messages)
+        self._maker = SessionMaker(
+            swarm=swarm,
+            registry=registry,
+            identity=identity,
+            clock=clock,
+            randomness=randomness,
+            timeout_s=settings.handshake_timeout_s,
+            has_room=lambda device_id: self._pool.has_room(device_id) or self._pool.least_useful() is not None,
         )
+        self._sessions = self._maker.table
         self._changed = anyio.Event()
         self._tasks: TaskGroup | None = None
+        self._watch = ConnectionWatch(
+            pool=self._pool,
+            clock=clock,
+            keepalive_interval_s=settings.keepalive_interval_s,
+            slept=self.look_around,
+            silent=self._fell_silent,
+        )
+        self._around = Surroundings(
+            swarm=swarm,
+            discovery=discovery,
+            registry=registry,
+            clock=clock,
+            randomness=randomness,
+            events=events,
+            settings=settings,
+            pairing_lost=pairing_lost,
+            refusals=refusals,
+            has_messages=has_messages,
+            rooms=self,
+            reached=self._reached,
+            await_answers=self._maker.await_answers,
+            hang_up=self._hang_up_unused,
+            slots=anyio.Semaphore(MAX_ATTEMPTS_AT_ONCE),
+        )
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Supervise every device in the registry until cancelled."""
@@ -132,10 +128,10 @@ class PersistentConnectionManager:
                 for state in self._registry.devices():
                     self.supervise(state.device.device_id)
                 task_status.started()
-                await anyio.sleep_forever()
+                await self._watch.run(tasks)
             finally:
                 self._tasks = None
-                for live in tuple(self._live.values()):
+                for live in self._pool:
                     self._finish(live, "this device stopped")
 
     async def farewell(self) -> None:
@@ -143,7 +139,7 @@ class PersistentConnectionManager:
         for supervisor in self._supervisors.values():
             supervisor.scope.cancel()
         async with anyio.create_task_group() as tasks:
-            for live in tuple(self._live.values()):
+            for live in self._pool:
                 tasks.start_soon(live.control.goodbye, GoodbyeReason.SHUTDOWN)
 
     # What others ask
@@ -151,8 +147,8 @@ class PersistentConnectionManager:
     def supervise(self, device_id: uuid.UUID) -> None:
         """Start keeping a device connected; does nothing if that is so already."""
         if self._tasks is not None and device_id not in self._supervisors:
-            supervisor = self._supervisors[device_id] = _Supervisor()
-            self._tasks.start_soon(self._supervise, device_id, supervisor)
+            supervisor = self._supervisors[device_id] = Supervisor(device_id, self._around)
+            self._tasks.start_soon(supervisor.run)
 
     async def release(self, device_id: uuid.UUID, goodbye: GoodbyeReason, reason: str, *, hang_up: str = "") -> None:
         """Stop keeping a device connected and end its sessions at once, but for a last word.
@@ -182,14 +178,14 @@ class PersistentConnectionManager:
 
         :returns: the connections.
         """
-        ending = [live for live in self._live.values() if live.device_id == device_id]
+        ending = self._pool.of_device(device_id)
         for live in ending:
             self._part(live, reason)
         return ending
 
     async def reset_streams(self, device_id: uuid.UUID) -> None:
         """End all streams with a device; the connection stays."""
-        for live in [live for live in self._live.values() if live.device_id == device_id]:
+        for live in self._pool.of_device(device_id):
             live.cancel_streams()
             for stream in live.session.streams:
                 await stream.reset()
@@ -198,13 +194,40 @@ class PersistentConnectionManager:
         """Discovery has just seen a peer: if it is a paired device that is away, try at once."""
         state = self._registry.by_peer(peer_id)
         if state is not None and not isinstance(state, Connected):
-            self._wake(state.device.device_id)
+            supervisor = self._supervisors.get(state.device.device_id)
+            if supervisor is not None:
+                supervisor.sighted()
+
+    def needed(self, device_id: uuid.UUID) -> None:
+        """Somebody wants something of a device: if it is away, try at once, even if it would not be tried by itself."""
+        supervisor = self._supervisors.get(device_id)
+        if supervisor is not None:
+            supervisor.wake(needed=True)
+
+    def reconsider(self, device_id: uuid.UUID) -> None:
+        """How a device is to be connected has changed."""
+        supervisor = self._supervisors.get(device_id)
+        if supervisor is not None:
+            supervisor.wake()
+
+    def look_around(self, why: str) -> None:
+        """The machine has slept, or its network has changed: try every device now, and ask those we have for a sign.
+
+        :param why: for the log.
+        """
+        logger.info("looking for all devices anew: %s", why)
+        for supervisor in tuple(self._supervisors.values()):
+            supervisor.wake()
+        if self._tasks is not None:
+            for live in self._pool:
+                self._tasks.start_soon(self._watch.probe, live)
 
     def lost(self, peer_id: str, generation: int) -> None:
         """The swarm has lost its connection to a peer."""
-        for live in tuple(self._live.values()):
+        for live in self._pool:
             if live.peer_id == peer_id and live.session.generation <= generation:
-                self._finish(live, "the connection was lost")
+                # The other side may have said why just before.
+                self._finish(live, explain_end(live.control.end or ControlEnd(EndReason.LOST)))
 
     async def connected(self, device_id: uuid.UUID, *, timeout_s: float) -> DeviceConnection:
         """The live connection to a device, waiting for one to come about.
@@ -219,7 +242,7 @@ class PersistentConnectionManager:
                         raise ConnectionFailedError(
                             f"{state.device.name} is {state.device.trust}: pair it again to connect."
                         )
-                    self._wake(device_id)
+                    self.needed(device_id)
                     await self._changed.wait()
                 return state.live
         except TimeoutError:
@@ -232,6 +255,13 @@ class PersistentConnectionManager:
         supervisor = self._supervisors.get(device_id)
         return supervisor.last_error if supervisor is not None else ""
 
+    def describe(self, device_id: uuid.UUID) -> dict[str, Any]:
+        """Where the way to a device stands, as plain values."""
+        supervisor = self._supervisors.get(device_id)
+        if supervisor is None:
+            return {"connection_state": str(ConnectionState.DISCONNECTED), "attempts": 0, "next_attempt_in_s": None}
+        return supervisor.describe()
+
     async def wait_session(self, peer_id: str, epoch_id: bytes) -> DeviceConnection:
         """The connection whose session has an epoch. The caller sets the deadline.
 
@@ -241,7 +271,7 @@ class PersistentConnectionManager:
             session = self._sessions.find(peer_id, epoch_id)
             if session is None:
                 raise RefusedError("The stream belongs to no session with that device.")
-            live = self._live.get(session)
+            live = self._pool.by_session(session)
             if live is not None:
                 return live
             await self._changed.wait()  # proven, and about to be put in
@@ -250,135 +280,54 @@ class PersistentConnectionManager:
         """Answer a peer that opened ``/sdnet/session/1``, and stay with the session until it ends."""
         state = self._registry.by_peer(stream.peer_id)
         device_id = None if state is None else state.device.device_id
-        if device_id is not None:
-            self._answering[device_id] += 1
         try:
-            session, _ = await respond(
-                stream,
-                self._identity,
-                lambda pairing_id: self._secret(stream.peer_id, pairing_id),
-                self._suites,
-                self._clock,
-                self._randomness,
-                admit=lambda _: (
-                    device_id not in self._dialling
-                    or not keep_ours(self._swarm.peer_id, stream.peer_id, Role.INITIATOR)
-                ),
-                timeout_s=self._settings.handshake_timeout_s,
-                table=self._sessions,
-            )
-            live = await self._install(session)
+            with self._maker.answering(device_id):
+                live = await self._install(await self._maker.answer(stream, device_id))
         except NetworkingError as error:
             logger.info("no session with %s: %s", stream.peer_id, error)
             self._refusals.session_failed(stream.peer_id, device_id, error)
             return
-        finally:
-            if device_id is not None:
-                self._answering[device_id] -= 1
         await self._attend(live)
 
-    # The supervisor
+    # What supervisors ask
 
-    async def _supervise(self, device_id: uuid.UUID, supervisor: _Supervisor) -> None:
-        pause_s = 0.0
-        with supervisor.scope:
-            while True:
-                try:
-                    state = self._registry.get(device_id)
-                except DeviceNotFoundError:
-                    return
-                if isinstance(state, Connected):
-                    await state.live.ended.wait()
-                    # Both sides notice a loss at the same moment: do not dial at the same moment too.
-                    await anyio.sleep(self._randomness.uniform(0, self._settings.reconnect_min_s / 2))
-                    pause_s = 0.0
-                    continue
-                if self._lapsed(state.device):
-                    await self._pairing_lost(device_id, state.device.pairing_id, "it was never confirmed")
-                    continue
-                wait_s = self._waits_for_them(state.device)
-                if wait_s > 0:
-                    pause_s = wait_s
-                elif state.device.trust.access is not None and (state.device.auto_connect or supervisor.wake.is_set()):
-                    supervisor.wake = anyio.Event()
-                    try:
-                        await self._connect(state)
-                        supervisor.last_error = ""
-                        continue
-                    except SessionRefusedError as error:
-                        supervisor.last_error = error.detail
-                        if error.reason is RefusalReason.NOT_PAIRED:
-                            reason = "the other side is not paired with this device"
-                            await self._pairing_lost(device_id, state.device.pairing_id, reason)
-                            continue
-                    except NetworkingError as error:
-                        supervisor.last_error = error.detail
-                        self._refusals.session_failed(state.device.peer_id, device_id, error)
-                    low, high = self._settings.reconnect_min_s, self._settings.reconnect_max_s
-                    pause_s = min(high, max(low, pause_s * 2)) * self._randomness.uniform(0.75, 1.25)
-                    if not isinstance(self._registry.get(device_id), Connected):
-                        self._note_failure(state, supervisor.last_error, pause_s)
-                else:
-                    pause_s = math.inf
-                with anyio.move_on_after(pause_s):
-                    await self._woken(device_id, supervisor)
-                    pause_s = 0.0
-                # What a burst of sightings may cost at the most.
-                await anyio.sleep(self._settings.reconnect_min_s / 5)
+    async def make_room(self, device_id: uuid.UUID, *, needed: bool) -> bool:
+        """Whether one more device may be connected.
 
-    async def _connect(self, state: PairedState) -> None:
-        device = state.device
-        seen = [a for c in self._discovery.known(device.peer_id) for a in c.addresses]
-        addresses = tuple(dict.fromkeys((*state.connection.addresses, *seen)))
-        await self._swarm.dial(device.peer_id, addresses, timeout_s=self._settings.dial_timeout_s)
-        if self._answering[device.device_id]:
-            with anyio.move_on_after(self._settings.handshake_timeout_s):
-                while self._answering[device.device_id]:
-                    await self._changed.wait()
-        if isinstance(self._registry.get(device.device_id), Connected):
-            return  # the other side was faster
-        self._dialling.add(device.device_id)
-        try:
-            stream = await self._swarm.open_stream(
-                device.peer_id, [SESSION_PROTOCOL], timeout_s=self._settings.handshake_timeout_s
+        :param needed: another one may have to go for it.
+        :raises ConnectionFailedError: it is needed, and all that are connected are in use.
+        """
+        if self._pool.has_room(device_id):
+            return True
+        if not needed:
+            self._pool.wait_for_room(device_id)
+            return False
+        least = self._pool.least_useful()
+        if least is None:
+            raise ConnectionFailedError(
+                f"{self._settings.max_connections} devices are connected, as many as allowed, and all are in use."
             )
-            session = await initiate(
-                stream,
-                self._identity,
-                PeerSecret(device.pairing_id, device.pairing_root, device.peer_id),
-                self._suites,
-                self._clock,
-                self._randomness,
-                timeout_s=self._settings.handshake_timeout_s,
-                table=self._sessions,
-            )
-        finally:
-            self._dialling.discard(device.device_id)
-        live = await self._install(session)
+        await self._let_go(least)
+        return True
+
+    async def _reached(self, state: PairedState) -> None:
+        """Make a session with a device whose peer is connected."""
+        live = await self._install(await self._maker.dial(state.device))
         if self._tasks is not None:
             self._tasks.start_soon(self._attend, live)
 
-    async def _woken(self, device_id: uuid.UUID, supervisor: _Supervisor) -> None:
-        """Wait for a sighting, or for the other side to connect."""
-        async with anyio.create_task_group() as tasks:
+    async def _hang_up_unused(self, device: PairedDevice) -> None:
+        """Close the connection to a peer if no session uses it and none is being made."""
+        if not self._maker.making(device.device_id) and not self._pool.uses(device.peer_id):
+            await self._swarm.hang_up(device.peer_id)
 
-            async def connected() -> None:
-                while not isinstance(self._registry.get(device_id), Connected):
-                    await self._changed.wait()
-                tasks.cancel_scope.cancel()
-
-            tasks.start_soon(connected)
-            await supervisor.wake.wait()
-            tasks.cancel_scope.cancel()
-
-    def _note_failure(self, state: PairedState, reason: str, pause_s: float) -> None:
-        device = state.device
-        logger.info("device %s (%s) cannot be reached: %s", device.device_id, device.name, reason)
-        self._events.publish(
-            ConnectionFailed(
-                device_id=device.device_id, device_name=device.name, reason=reason, retry_in_s=round(pause_s, 3)
-            )
-        )
+    async def _let_go(self, live: DeviceConnection) -> None:
+        """End a connection to make room for another."""
+        live.let_go = True
+        await live.control.goodbye(GoodbyeReason.IDLE)
+        self._finish(live, "it made room for another device")
+        if not self._pool.uses(live.peer_id):
+            await self._swarm.hang_up(live.peer_id)
 
     # The life of a connection
 
@@ -390,11 +339,14 @@ class PersistentConnectionManager:
             if state.device.pending:
                 # Whoever proves the root has stored the pairing.
                 await self.confirm(state.device)
+            now = self._clock.monotonic()
             live = DeviceConnection(
                 device_id=state.device.device_id,
                 session=session,
-                control=ControlChannel(session, self._clock, self._randomness, self._control),
+                control=ControlChannel(session, self._clock, self._randomness, self._keepalive(state.device)),
                 address=self._swarm.remote_address(session.peer_id),
+                opened_at=now,
+                used_at=now,
             )
             state = self._registry.get(live.device_id)
             if isinstance(state, Connected):
@@ -405,10 +357,11 @@ class PersistentConnectionManager:
             session.close()
             await session.reset_streams()
             raise
-        self._live[session] = live
+        self._pool.add(live)
         if self._tasks is not None:
             self._tasks.start_soon(self._store.save_connection, live.device_id, connected.connection)
         device = connected.device
+        self._enter(live.device_id, ConnectionState.CONNECTED)
         logger.info("device %s (%s) is connected", device.device_id, device.name)
         self._events.publish(
             ConnectionEstablished(
@@ -416,19 +369,37 @@ class PersistentConnectionManager:
             )
         )
         self.changed()
+        supervisor = self._supervisors.get(live.device_id)
+        if supervisor is not None:
+            supervisor.wake()
+        if len(self._pool) > self._pool.max_connections and self._tasks is not None:
+            least = self._pool.least_useful(but=live)
+            if least is not None:
+                self._tasks.start_soon(self._let_go, least)
         return live
+
+    def _keepalive(self, device: PairedDevice) -> ControlSettings:
+        config, settings = device.connection_config, self._settings
+        return ControlSettings(
+            keepalive_interval_s=config.keepalive_interval_s or settings.keepalive_interval_s,
+            keepalive_misses=config.keepalive_misses or settings.keepalive_misses,
+            goodbye_timeout_s=GOODBYE_TIMEOUT_S,
+        )
 
     async def _attend(self, live: DeviceConnection) -> None:
         """Run a connection's control channel until it ends."""
         end = ControlEnd(EndReason.LOST)
         try:
             with anyio.CancelScope() as live.control_scope:
-                if live.session not in self._live:
+                if live not in self._pool:
                     live.control_scope.cancel()
                 end = await live.control.run()
         finally:
             end = live.control.end or end
+            live.let_go = live.let_go or end.goodbye is GoodbyeReason.IDLE
             self._finish(live, explain_end(end))
+        if end.reason is EndReason.STALE:
+            await self._fell_silent(live)
         if (end.reason, end.goodbye) == (EndReason.PEER_GOODBYE, GoodbyeReason.NOT_PAIRED):
             if self._tasks is not None:
                 reason = "the other side has ended the pairing"
@@ -436,7 +407,7 @@ class PersistentConnectionManager:
 
     def _finish(self, live: DeviceConnection, reason: str) -> None:
         """A connection is over."""
-        self._live.pop(live.session, None)
+        self._pool.remove(live)
         if live.control_scope is not None:
             live.control_scope.cancel()
         self._part(live, reason)
@@ -447,6 +418,7 @@ class PersistentConnectionManager:
         live.end(reason)
         if self._registry.mark_disconnected(live, live.reason):
             device = self._registry.get(live.device_id).device
+            self._enter(live.device_id, ConnectionState.DISCONNECTED, live.reason)
             logger.info("device %s (%s) is disconnected: %s", device.device_id, device.name, live.reason)
             self._events.publish(
                 ConnectionLost(
@@ -456,22 +428,19 @@ class PersistentConnectionManager:
                     reason=live.reason,
                 )
             )
+        waiting = self._pool.next_waiting()
+        if waiting is not None and waiting in self._supervisors:
+            self._supervisors[waiting].wake()
         self.changed()
 
+    async def _fell_silent(self, live: DeviceConnection) -> None:
+        """The other end of a connection is not there any more; below, it may seem to be for a long time yet."""
+        self._finish(live, "the other device fell silent")
+        state = self._registry.by_peer(live.peer_id)
+        if state is not None:
+            await self._hang_up_unused(state.device)
+
     # Pairings
-
-    def _secret(self, peer_id: str, pairing_id: bytes) -> PeerSecret | None:
-        device = self._registry.by_pairing(pairing_id)
-        if device is None or device.peer_id != peer_id or device.trust.access is None or self._lapsed(device):
-            return None
-        return PeerSecret(device.pairing_id, device.pairing_root, device.peer_id)
-
-    def _lapsed(self, device: PairedDevice) -> bool:
-        return device.pending and self._clock.now() > device.paired_at + PENDING_LIFETIME_S
-
-    def _waits_for_them(self, device: PairedDevice) -> float:
-        """Seconds in which the other side of a pending pairing is the one to dial."""
-        return device.paired_at + PENDING_DIAL_AFTER_S - self._clock.now() if device.pending else 0.0
 
     async def confirm(self, device: PairedDevice) -> None:
         """Make a pending pairing final, durably.
@@ -485,10 +454,10 @@ class PersistentConnectionManager:
 
     # Waking
 
-    def _wake(self, device_id: uuid.UUID) -> None:
+    def _enter(self, device_id: uuid.UUID, state: ConnectionState, reason: str = "") -> None:
         supervisor = self._supervisors.get(device_id)
         if supervisor is not None:
-            supervisor.wake.set()
+            supervisor.enter(state, reason)
 
     def changed(self) -> None:
         """Pairings or their trust have changed: whoever waits for a device looks again."""

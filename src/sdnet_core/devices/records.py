@@ -19,11 +19,32 @@ from ..storage import SecureStorage
 from ..wire import Bytes16, Bytes32, Message, decode, encode
 from .trust import Trust
 
-__all__ = ["ConnectionRecord", "DeviceStore", "PairedDevice"]
+__all__ = ["ConnectionConfig", "ConnectionRecord", "DeviceStore", "PairedDevice"]
 
 logger = logging.getLogger(__name__)
 
 MAX_ADDRESSES = 16
+
+
+_Address = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+_Seconds = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+
+
+class ConnectionConfig(Message, frozen=True, kw_only=True, tag=3):
+    """How a person wants one device to be connected; what is None is as for all devices.
+
+    :param transports: preferred first, such as ``tcp`` and ``quic-v1``; others are tried after them.
+    :param addresses: where it is always looked for, besides where it was found.
+    :param reconnect_min_s: first pause between attempts.
+    :param reconnect_max_s: longest pause between attempts.
+    """
+
+    transports: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=32)], ...], msgspec.Meta(max_length=8)] = ()
+    addresses: Annotated[tuple[_Address, ...], msgspec.Meta(max_length=16)] = ()
+    reconnect_min_s: _Seconds | None = None
+    reconnect_max_s: _Seconds | None = None
+    keepalive_interval_s: _Seconds | None = None
+    keepalive_misses: Annotated[int, msgspec.Meta(ge=1, le=100)] | None = None
 
 
 class PairedDevice(Message, frozen=True, kw_only=True, tag=1):
@@ -33,6 +54,7 @@ class PairedDevice(Message, frozen=True, kw_only=True, tag=1):
     :param paired_at: seconds since the epoch.
     :param pending: we showed the code and the other side has not confirmed yet.
     :param alias: the name a person gave the device on this one.
+    :param config: how a person wants it to be connected.
     """
 
     info: DeviceInfo
@@ -44,11 +66,22 @@ class PairedDevice(Message, frozen=True, kw_only=True, tag=1):
     auto_connect: bool = True
     # Left out when not set: a record is accepted only as it would be written, and older ones do not have it.
     alias: DeviceName | msgspec.UnsetType = msgspec.UNSET
+    config: ConnectionConfig | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def name(self) -> str:
         """What it is called here: the name a person gave it on this device, or else its own."""
         return self.info.name if isinstance(self.alias, msgspec.UnsetType) else self.alias
+
+    @property
+    def connection_config(self) -> ConnectionConfig:
+        """How it is to be connected."""
+        return ConnectionConfig() if isinstance(self.config, msgspec.UnsetType) else self.config
+
+    def configured(self, config: ConnectionConfig, *, auto_connect: bool) -> PairedDevice:
+        """The same with another way of being connected."""
+        kept = msgspec.UNSET if config == ConnectionConfig() else config
+        return msgspec.structs.replace(self, config=kept, auto_connect=auto_connect)
 
     def trusted(self, trust: Trust) -> PairedDevice:
         """The same with another trust. What ends a pairing takes its secret along."""

@@ -40,6 +40,9 @@ __all__ = [
 MAX_CONTROL_MESSAGE_BYTES = 512
 _MAX_PINGS = 64
 _MAX_QUEUED = 64
+_ASK_AFTER = 1.25
+"""Keepalive intervals without a sign of the other side after which it is asked for one: its own interval may be
+longer than ours, and then it would be taken for gone while it is only quiet."""
 """Messages that wait to be sent; while there are more, none of the other side's are taken."""
 
 _PingNumber = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -335,6 +338,7 @@ class ControlChannel:
         """Say that we are there, notice that the other side is not, renew keys in time."""
         session, settings = self._session, self._settings
         interval = self._jittered()
+        asked = float("-inf")
         nap_s = settings.keepalive_interval_s / 6
         while self._end is None:
             now = self._clock.monotonic()
@@ -354,11 +358,17 @@ class ControlChannel:
                 speak_at = now + interval
                 if not self._queue:
                     self._send(Keepalive())
+            ask_at = max(session.traffic.last_received, asked) + _ASK_AFTER * settings.keepalive_interval_s
+            if now >= ask_at:
+                asked, ask_at = now, now + _ASK_AFTER * settings.keepalive_interval_s
+                if not self._queue:
+                    number, self._next_ping = self._next_ping, self._next_ping + 1
+                    self._send(Ping(number=number))
             rotate_at = session.epoch.created + self._rotate_age
             if (now >= rotate_at or session.epoch.half_used) and session.can_rotate:
                 self.rotate()
             await session.end_old_streams()
-            due = min(stale_at, speak_at, session.epoch.deadline)
+            due = min(stale_at, speak_at, ask_at, session.epoch.deadline)
             if rotate_at > now:
                 due = min(due, rotate_at)
             await anyio.sleep(min(max(due - self._clock.monotonic(), 0.001), nap_s))
