@@ -264,10 +264,7 @@ class PluginContext:
         return self._core.discovery.subscribe()
 
     def pairing_with(self, peer_id: str, session_id: uuid.UUID) -> AbstractContextManager[None]:
-        """Say that a pairing with a peer goes on for the length of the block. Needs `Capability.PAIR`.
-
-        :raises ConflictError: another one with that peer goes on.
-        """
+        """Say that a pairing with a peer goes on for the length of the block. Needs `Capability.PAIR`."""
         self._require(Capability.PAIR)
         return self._core.pairing_with(peer_id, session_id)
 
