@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .clock import Clock, Randomness
+    from .clock import Clock, Randomness, Runner
     from .config import Config, load_config
     from .context import PluginContext
     from .core import NetworkingCore
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .storage import SecureStorage
 
 _HOMES = {
-    "clock": ("Clock", "Randomness"),
+    "clock": ("Clock", "Randomness", "Runner"),
     "config": ("Config", "load_config"),
     "context": ("PluginContext",),
     "core": ("NetworkingCore",),
@@ -90,6 +90,7 @@ __all__ = [
     "Randomness",
     "RemoteDevice",
     "Route",
+    "Runner",
     "SecureStorage",
     "ServiceSpec",
     "Trust",

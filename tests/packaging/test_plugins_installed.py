@@ -16,6 +16,7 @@ OURS = {
     "messaging": "sdnet-messaging",
     "pairing": "sdnet-pairing",
     "spacedrop": "sdnet-spacedrop",
+    "sync": "sdnet-sync",
 }
 VERSION = "0.1.0"
 HEAVY = {"libp2p", "trio", "grpc", "aioquic"}

@@ -1,0 +1,58 @@
+"""What the sync plugin adds to a node and to the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from sdnet_core import hookimpl
+
+if TYPE_CHECKING:
+    import msgspec
+
+    from sdnet_core import PluginContext, ProtocolSpec, ServiceSpec
+
+    from .service import SyncService
+
+__all__ = ["SyncPlugin"]
+
+
+class SyncPlugin:
+    """Libraries that are the same on all of a person's devices."""
+
+    _service: SyncService
+
+    @hookimpl
+    def sdnet_config(self) -> type[msgspec.Struct]:
+        from .settings import SyncSettings
+
+        return SyncSettings
+
+    @hookimpl
+    def sdnet_services(self, ctx: PluginContext) -> Iterable[ServiceSpec]:
+        from sdnet_core import ServiceSpec
+
+        from .service import SyncService
+
+        self._service = SyncService(ctx, ctx.config)
+        return [ServiceSpec(name="sync", run=self._service.run, api=self._service)]
+
+    @hookimpl
+    def sdnet_protocols(self, ctx: PluginContext) -> Iterable[ProtocolSpec]:
+        from sdnet_core import Access, ProtocolSpec
+
+        from .handler import SyncHandler
+        from .link import MAX_FRAME_BYTES
+
+        return [
+            ProtocolSpec(
+                protocol_name="sync",
+                version=1,
+                handler=SyncHandler(self._service),
+                access=Access.TRUSTED,
+                max_message_bytes=MAX_FRAME_BYTES,
+                max_streams_per_peer=8,
+                # A link is quiet while nothing changes; that its connection is alive is the connection's own affair.
+                idle_timeout_s=86400.0,
+            )
+        ]
