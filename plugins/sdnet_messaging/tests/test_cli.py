@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import pytest
 from sdnet_core import ApiRequest, NetworkingCore
 from sdnet_core.cli.kit import Cli
 from sdnet_core.errors import ConnectionFailedError, DeviceNotFoundError, InvalidRequestError, NotFoundError
-from sdnet_messaging.cli import msg
+from sdnet_messaging.cli import msg, notify
 
 from .nodes import eventually, service, two_nodes
 
@@ -39,6 +40,9 @@ class RouteClient:
     def post(self, path: str, body: Any = None, /) -> Any:
         return self._call("POST", path, {}, body)
 
+    def delete(self, path: str, /) -> Any:
+        return self._call("DELETE", path, {}, {})
+
     @contextmanager
     def stream(self, path: str, /) -> Iterator[Iterator[Any]]:
         events = anyio.from_thread.run(self._routes["GET", path].endpoint, ApiRequest())
@@ -53,8 +57,12 @@ class RouteClient:
             anyio.from_thread.run(events.aclose)
 
     def _call(self, method: str, path: str, query: dict[str, str], body: Any) -> Any:
-        request = ApiRequest(query=query, body=json.loads(json.dumps(body)))
-        return _plain(anyio.from_thread.run(self._routes[method, path].endpoint, request))
+        for (known, template), route in self._routes.items():
+            pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(template))
+            if known == method and (found := re.fullmatch(pattern, path)):
+                request = ApiRequest(path=found.groupdict(), query=query, body=json.loads(json.dumps(body)))
+                return _plain(anyio.from_thread.run(route.endpoint, request))
+        raise AssertionError(f"no route for {method} {path}")
 
 
 def _plain(value: Any) -> Any:
@@ -71,8 +79,9 @@ Run = Callable[..., Any]
 
 
 async def run(core: NetworkingCore, *words: str) -> None:
-    """Run ``sdnet msg …``."""
-    await anyio.to_thread.run_sync(partial(msg.main, list(words), obj=LinkedCli(core), standalone_mode=False))
+    """Run ``sdnet msg …`` or ``sdnet notify …``."""
+    command, arguments = (notify, words[1:]) if words[0] == "notify" else (msg, words)
+    await anyio.to_thread.run_sync(partial(command.main, list(arguments), obj=LinkedCli(core), standalone_mode=False))
 
 
 async def test_send_and_inbox(capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,8 +150,67 @@ async def test_failures_are_errors_for_the_command_line() -> None:
         with pytest.raises(click.UsageError):
             await run(a, "send", "node1")
         nodes.cut(a, b)
-        with pytest.raises(ConnectionFailedError, match="not connected; the message was not sent"):
-            await run(a, "send", "node1", "hello")
+        with pytest.raises(ConnectionFailedError, match="the message was not sent"):
+            await run(a, "send", "node1", "hello", "--now")
+        for wrong in ("soon", "-5", "0s", "5y"):
+            with pytest.raises(click.BadParameter, match="duration"):
+                await run(a, "send", "node1", "hello", "--ttl", wrong)
+        for arguments in (("--action", "open"), ("--action", "=Open"), ("--wait", "5")):
+            with pytest.raises(click.UsageError):
+                await run(a, "notify", "node1", "title", *arguments)
+        with pytest.raises(NotFoundError):
+            await run(a, "cancel", "00")
+
+
+async def test_queued_listed_and_cancelled(capsys: pytest.CaptureFixture[str]) -> None:
+    async with two_nodes() as nodes:
+        a, b = nodes
+        await run(a, "outbox")
+        assert capsys.readouterr().err == "Nothing waits.\n"
+        nodes.cut(a, b)
+        await run(a, "send", "node1", "dinner", "--ttl", "2h")
+        assert capsys.readouterr().out == "Queued for node1; it will be delivered when it is back.\n"
+        await run(a, "notify", "node1", "Doorbell", "--priority", "high", "--json")
+        receipt = json.loads(capsys.readouterr().out)
+        assert (receipt["state"], receipt["delivered_at"]) == ("queued", None)
+        await run(a, "outbox")
+        table = capsys.readouterr().out
+        assert "dinner" in table
+        assert "TIME LEFT" in table
+        await run(a, "outbox", "--device", "node1", "--json")
+        waiting = json.loads(capsys.readouterr().out)
+        assert [(m["kind"], m["text"], m["priority"]) for m in waiting] == [
+            ("notification", "Doorbell", "high"),
+            ("text", "dinner", "normal"),
+        ]
+        await run(a, "cancel", waiting[1]["id"][:13])
+        assert "Cancelled; node1 does not get it." in capsys.readouterr().out
+        await run(a, "cancel", receipt["id"], "--json")
+        assert json.loads(capsys.readouterr().out) == {"id": receipt["id"], "never_sent": True}
+        await run(a, "outbox", "--json")
+        assert json.loads(capsys.readouterr().out) == []
+
+
+async def test_notify_waits_for_what_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    async with two_nodes() as (a, b):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(
+                run, a, "notify", "node1", "Doorbell", "--action", "open=Open it", "--action", "no=No", "--wait", "30s"
+            )
+
+            async def it_came() -> bool:
+                return len(await service(b).inbox()) == 1
+
+            await eventually(it_came)
+            await run(b, "inbox")
+            await run(b, "choose", "1", "open")
+        out = capsys.readouterr().out
+        assert "[Doorbell] (#1: Open it = open / No = no)" in out
+        assert "open" in out.splitlines()
+        await run(a, "inbox")
+        assert "node1: [Doorbell] chosen: Open it = open" in capsys.readouterr().out
+        with pytest.raises(NotFoundError, match="Nothing was chosen at node1"):
+            await run(a, "notify", "node1", "Again", "--action", "a=A", "--wait", "0.2")
 
 
 async def test_listen_shows_each_text_as_it_comes_and_marks_it_read(capsys: pytest.CaptureFixture[str]) -> None:
