@@ -49,7 +49,7 @@ _DRAIN_IDLE_S = 1.0
 _DRAIN_FOREIGN_IDLE_S = 4.0
 """The same for the higher one, whose peer may be another implementation that keeps both connections for ever."""
 _CLOSE_ALL_S = 0.7
-_HANDSHAKE_SHARE_S = 0.25
+_HANDSHAKE_SHARE_S = 0.5
 """Time that every handshake has before it makes room for another."""
 _WAITING_PER_HANDSHAKE = 4
 """Connections that may wait for a handshake to make room, for each that may go on."""
@@ -106,7 +106,7 @@ class Network(Libp2pNetwork):
         self._knows = knows
         self._generation = 0
         self._handshakes: dict[trio.CancelScope, float] = {}
-        self._waiting_for_room = 0
+        self._waiting: dict[trio.CancelScope, None] = {}
         self._gone: dict[ID, None] = {}
         self.dialler: Callable[[ID, list[Multiaddr]], Awaitable[None]] | None = None
         self.connected = trio.lowlevel.ParkingLot()
@@ -193,23 +193,35 @@ class Network(Libp2pNetwork):
     async def _make_room(self) -> bool:
         """Wait until a handshake may begin: the slowest one makes room, once it has had its share of time.
 
-        So a flood of connections that say nothing keeps nobody out, nor does one that never ends.
+        The newest connection is the next; the oldest of those that wait is refused when too many do. So a flood of
+        connections that say nothing keeps nobody out, nor does one that never ends.
         """
-        while len(self._handshakes) >= self.limits.max_handshakes:
-            oldest, began = next(iter(self._handshakes.items()))
-            wait_s = began + _HANDSHAKE_SHARE_S - trio.current_time()
-            if wait_s <= 0:
-                del self._handshakes[oldest]
-                oldest.cancel()
-                break
-            if self._waiting_for_room >= _WAITING_PER_HANDSHAKE * self.limits.max_handshakes:
-                return False
-            self._waiting_for_room += 1
+        if len(self._handshakes) < self.limits.max_handshakes:
+            return True
+        if len(self._waiting) >= _WAITING_PER_HANDSHAKE * self.limits.max_handshakes:
+            longest = next(iter(self._waiting))
+            del self._waiting[longest]
+            longest.cancel()
+        ready = False
+        with trio.CancelScope() as scope:
+            self._waiting[scope] = None
             try:
-                await trio.sleep(wait_s)
+                while True:
+                    is_next = next(reversed(self._waiting), None) is scope
+                    if is_next and len(self._handshakes) < self.limits.max_handshakes:
+                        ready = True
+                        break
+                    oldest, began = next(iter(self._handshakes.items()), (None, trio.current_time()))
+                    wait_s = began + _HANDSHAKE_SHARE_S - trio.current_time()
+                    if is_next and oldest is not None and wait_s <= 0:
+                        del self._handshakes[oldest]
+                        oldest.cancel()
+                        ready = True
+                        break
+                    await trio.sleep(wait_s if is_next else max(wait_s, _HANDSHAKE_SHARE_S / 2))
             finally:
-                self._waiting_for_room -= 1
-        return True
+                self._waiting.pop(scope, None)
+        return ready
 
     async def secure(self, raw: IRawConnection, peer_id: ID | None) -> ISecureConn:
         """Make a raw connection secure, if the peer is one that may connect; the caller closes it when this fails.
