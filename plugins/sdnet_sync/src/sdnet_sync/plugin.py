@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from sdnet_core import hookimpl
 
 if TYPE_CHECKING:
+    import click
     import msgspec
 
-    from sdnet_core import PluginContext, ProtocolSpec, ServiceSpec
+    from sdnet_core import PluginContext, ProtocolSpec, Route, ServiceSpec
 
     from .service import SyncService
 
@@ -56,3 +57,15 @@ class SyncPlugin:
                 idle_timeout_s=86400.0,
             )
         ]
+
+    @hookimpl
+    def sdnet_routes(self, ctx: PluginContext) -> Iterable[Route]:
+        from .api import SyncApi
+
+        return SyncApi(ctx, self._service).routes()
+
+    @hookimpl
+    def sdnet_commands(self) -> Iterable[click.Command]:
+        from .cli import sync
+
+        return [sync]
