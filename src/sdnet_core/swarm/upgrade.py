@@ -42,7 +42,7 @@ class SwarmLimits:
     max_handshakes: int = 64
     handshake_timeout_s: float = 10.0
     max_inbound_streams: int = 256
-    max_half_open_streams: int = 64
+    max_half_open_streams: int = 128
     negotiate_timeout_s: float = 10.0
     connect_timeout_s: float = 8.0
     max_dial_addresses: int = 64

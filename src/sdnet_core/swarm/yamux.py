@@ -58,7 +58,7 @@ class Yamux(IMuxedConn):
         peer_id: ID,
         *,
         max_inbound_streams: int = 256,
-        max_waiting_streams: int = 128,
+        max_waiting_streams: int = 256,
     ) -> None:
         self.secured_conn = conn
         self.peer_id = peer_id
