@@ -107,6 +107,18 @@ def bench_swarm(session: nox.Session) -> None:
 
 
 @nox.session
+def bench_sync(session: nox.Session) -> None:
+    """Measure the sync plugin between two nodes; takes `-- --quick`."""
+    session.run(PYTHON, "-m", "benchmarks.bench_sync", *session.posargs)
+
+
+@nox.session
+def simulate_sync(session: nox.Session) -> None:
+    """Let replicas of a library converge in 2,000 random histories: partitions, repetitions, restarts, clock steps."""
+    session.run(*PYTEST, "plugins/sdnet_sync/tests/test_convergence.py", env={"SDNET_SYNC_CASES": "2000"})
+
+
+@nox.session
 def pins(session: nox.Session) -> None:
     """Refresh requirements/*.txt; `nox -s pins -- --upgrade` also moves to newer versions."""
     everything = ["pyproject.toml", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("plugins/*/pyproject.toml"))]
