@@ -22,7 +22,7 @@ MAX_QUEUED_BYTES = 4 * 1024 * 1024
 _COALESCE_BYTES = 4096
 _EPOCH_S = 0.01
 """Shortest time over which the speed of a stream is measured."""
-_WINDOW_ROUND_TRIPS = 8
+_WINDOW_ROUND_TRIPS = 16
 """Receive windows grow towards what is read in so many round trips."""
 
 

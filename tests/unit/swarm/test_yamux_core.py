@@ -342,7 +342,7 @@ def test_windows_grow_to_what_fits_the_line(rtt_s: float, mib_per_s: float) -> N
 def test_windows_stay_small_where_a_round_trip_takes_no_time() -> None:
     stream, _ = transfer(0.0001, 400 * MIB, 200 * MIB)
     # The round trip is measured with what else is on the line, but never with a whole window of it.
-    assert stream._target_window <= 2 * MIB
+    assert stream._target_window <= 4 * MIB
 
 
 def test_windows_have_a_bound_and_so_have_those_of_a_connection() -> None:
