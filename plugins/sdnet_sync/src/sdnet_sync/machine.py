@@ -124,6 +124,8 @@ class _Share:
     hashes: dict[bytes, bytes]
     root: Callable[[], bytes]
     wants_snapshot: bool
+    dealing: int = 0
+    """Pushes and pages that are being dealt with; each ends with an `Ack` anyway."""
     theirs: dict[bytes, int] = field(default_factory=dict)
     told: dict[bytes, int] = field(default_factory=dict)
     subscribed: bool = False
@@ -199,7 +201,8 @@ class LinkMachine:
         news = ahead(share.ours, before)
         if any(author != self._device for author in ahead(news, share.theirs)):
             share.held = True
-        return [*self._tell(library, share, 0), *self._pump(library, share)]
+        told = [] if share.dealing else self._tell(library, share, 0)
+        return [*told, *self._pump(library, share)]
 
     def holds(self, library: bytes) -> bool:
         """Whether something of others is held back."""
@@ -230,6 +233,7 @@ class LinkMachine:
         share = self._shares.get(library)
         if share is None:
             return []
+        share.dealing = max(0, share.dealing - 1)
         share.theirs = merged(share.theirs, applied.pushed)
         share.refused |= {r.author for r in applied.refusals if r.reason is not Reason.MALFORMED}
         commands = self._tell(library, share, 1)
@@ -303,6 +307,7 @@ class LinkMachine:
         share = self._shares.get(library)
         if share is None:
             return []
+        share.dealing = max(0, share.dealing - 1)
         commands = self._tell(library, share, 1)
         if isinstance(message, SnapshotEnd):
             share.taking = False
@@ -336,6 +341,7 @@ class LinkMachine:
                     return self._begin_snapshot(message.library, share)
                 return self._pump(message.library, share)
             case Push():
+                share.dealing += 1
                 return [ApplyBatches(message.library, message.batches)]
             case Ack():
                 share.theirs = merged(share.theirs, message.vector)
@@ -345,10 +351,12 @@ class LinkMachine:
                 return self._pump(message.library, share)
             case SnapshotBegin():
                 share.taking = True
+                share.dealing += 1
                 return [TakeSnapshot(message)]
             case SnapshotPage() | SnapshotEnd():
                 if not share.taking:
                     raise ProtocolError("A part of a snapshot came without its beginning.")
+                share.dealing += 1
                 return [TakeSnapshot(message)]
             case Goodbye():
                 del self._shares[message.library]
