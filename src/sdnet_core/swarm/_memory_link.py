@@ -86,6 +86,12 @@ class Pipe:
         self._unwritable = reason
         self._changed.notify()
 
+    def seal(self, reason: str) -> None:
+        """Take nothing more in, not even an end; what is in it still arrives."""
+        self._ended = True
+        self._unwritable = reason
+        self._changed.notify()
+
     def stop_reading(self) -> None:
         """The reader takes no more."""
         self._reader_gone = True

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 
 import anyio
 from anyio.abc import ObjectReceiveStream, TaskGroup
@@ -93,6 +94,28 @@ class MemoryNetwork:
         for pair in list(self._links):
             if len(pair) == 2:
                 self.heal(*pair)
+
+    def crash(self, peer_id: str, *, silent: bool = False) -> None:
+        """Take a swarm out at once, as if its process had died: nothing that it does from now on gets anywhere.
+
+        :param silent: the others are told nothing, as when the machine loses its power; otherwise their connections to
+            it break.
+        """
+        swarm = self.swarms.pop(peer_id)
+        grave = MemoryNetwork(buffer_bytes=self.buffer_bytes)
+        grave.swarms[peer_id] = swarm
+        for address in swarm.addresses:
+            grave.listeners[address] = self.listeners.pop(address)
+        swarm._network = grave
+        for half in swarm._halves.values():
+            other, half.other = half.other, None
+            half.link = Link(cut=True)
+            for stream in half.streams:
+                stream.bury()
+            if other is not None:
+                other.other = None
+                if not silent:
+                    other.link.when_it_gets_through(partial(other.swarm._lose_half, other, "The peer has crashed."))
 
     def _claim_address(self, address: str, swarm: MemorySwarm) -> str:
         number = address.removeprefix(_PREFIX)
@@ -178,6 +201,10 @@ class _MemoryStream(SwarmStream):
         # The pipes are shared: what we write to is what the other side reads from.
         self._outgoing.lose("The stream was reset by the peer.")
         self._incoming.lose_reader("The stream was reset by the peer.")
+
+    def bury(self) -> None:
+        """What this side writes from now on, or its end, reaches nobody."""
+        self._outgoing.seal("This side has crashed.")
 
     def lose(self, reason: str) -> None:
         """The connection is lost for this side."""

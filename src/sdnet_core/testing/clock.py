@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.lowlevel
 
-__all__ = ["VirtualClock", "run_in_virtual_time", "run_inline"]
+if TYPE_CHECKING:
+    import trio
+
+__all__ = ["VirtualClock", "run_in_virtual_time", "run_inline", "run_seeded"]
 
 T = TypeVar("T")
 
@@ -63,3 +67,49 @@ def run_in_virtual_time(function: Callable[..., Awaitable[T]], /, *args: Any) ->
 
     clock = MockClock(autojump_threshold=0)
     return anyio.run(function, *args, backend="trio", backend_options={"clock": clock})
+
+
+def run_seeded(
+    function: Callable[..., Awaitable[T]], /, *args: Any, seed: int, each_step: Callable[[], None] | None = None
+) -> T:
+    """Run an async function in virtual time, with a scheduler that makes the same choices for the same seed.
+
+    Whatever else is random or depends on the machine is the function's own affair: threads, hashes of strings, clocks.
+
+    :param seed: for the order in which tasks run.
+    :param each_step: called before every step of every task.
+    :returns: what the function returned.
+    """
+    from trio.testing import MockClock
+
+    instruments = [] if each_step is None else [_Steps(each_step)]
+    options = {"clock": MockClock(autojump_threshold=0), "instruments": instruments}
+    with _seeded_scheduler(seed):
+        return anyio.run(function, *args, backend="trio", backend_options=options)
+
+
+class _Steps:
+    """A trio instrument that calls a function before each step."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._function()
+
+
+@contextmanager
+def _seeded_scheduler(seed: int) -> Iterator[None]:
+    """What pytest-trio does for hypothesis: sort what can run by age, then shuffle it with a seeded generator."""
+    from trio._core import _run
+
+    scheduler: Any = _run
+    state = scheduler._r.getstate()
+    allowed = scheduler._ALLOW_DETERMINISTIC_SCHEDULING
+    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
+    scheduler._r.seed(seed)
+    try:
+        yield
+    finally:
+        scheduler._ALLOW_DETERMINISTIC_SCHEDULING = allowed
+        scheduler._r.setstate(state)

@@ -33,6 +33,11 @@ class MemoryDiscovery:
         """The source of one node."""
         return _MemorySource(self, peer_id)
 
+    def forget(self, peer_id: str) -> None:
+        """A node has vanished without a word: nobody hears of it any more, and it of nobody."""
+        self._announced.pop(peer_id, None)
+        self._sinks.pop(peer_id, None)
+
     def _announce(self, peer_id: str, announcement: Announcement) -> None:
         self._announced[peer_id] = announcement
         for other, sink in self._sinks.items():
@@ -59,6 +64,10 @@ class _MemorySource(DiscoverySource):
         self._shared = shared
         self._peer_id = peer_id
 
+    def bury(self) -> None:
+        """Say and hear nothing from now on."""
+        self._shared = MemoryDiscovery()
+
     async def run(self, sink: CandidateSink) -> None:
         sink.ready()
         self._shared._join(self._peer_id, sink)
@@ -73,6 +82,17 @@ class _MemorySource(DiscoverySource):
 
 def _candidate(peer_id: str, announcement: Announcement) -> Candidate:
     return Candidate(peer_id, announcement.addresses, "memory", announcement.tags)
+
+
+def memory_config(home: Path, name: str, *, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
+    """The configuration of a node on a memory network: defaults that suit tests, below ``settings`` by section."""
+    overrides: dict[str, dict[str, Any]] = {
+        "node": {"name": name, "listen": ("/memory/0",), "downloads": str(home / name / "downloads")},
+        "connections": {"reconnect_min_s": 0.02, "reconnect_max_s": 0.5},
+    }
+    for section, values in (settings or {}).items():
+        overrides.setdefault(section, {}).update(values)
+    return load_config(name, environ={"SDNET_HOME": str(home)}, overrides=overrides)
 
 
 def memory_node(
@@ -92,15 +112,8 @@ def memory_node(
     :param home: where its data go; the same home and name give the same node again.
     :param settings: configuration by section, over defaults that suit tests (quick reconnects).
     """
-    overrides: dict[str, dict[str, Any]] = {
-        "node": {"name": name, "listen": ("/memory/0",), "downloads": str(home / name / "downloads")},
-        "connections": {"reconnect_min_s": 0.02, "reconnect_max_s": 0.5},
-    }
-    for section, values in (settings or {}).items():
-        overrides.setdefault(section, {}).update(values)
-    config: Config = load_config(name, environ={"SDNET_HOME": str(home)}, overrides=overrides)
     return NetworkingCore(
-        config,
+        memory_config(home, name, settings=settings),
         plugins=plugins,
         swarm=lambda identity: MemorySwarm(network, identity.peer_id),
         sources=lambda identity: (discovery.source(identity.peer_id),),
