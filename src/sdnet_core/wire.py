@@ -21,6 +21,7 @@ __all__ = [
     "Message",
     "MessageStream",
     "decode",
+    "decode_values",
     "encode",
     "encode_frame",
     "encode_varint",
@@ -32,6 +33,7 @@ MAX_VARINT_BYTES = 9
 """An unsigned varint of the multiformats specification has at most 63 bits."""
 
 _BUILTIN_TYPES = (bytes,)
+_FAILURES = (cbor2.CBORError, ValueError, TypeError, OverflowError, RecursionError)
 
 T = TypeVar("T")
 
@@ -65,25 +67,39 @@ def decode(data: bytes | bytearray | memoryview, type_: type[T] | Any, *, max_by
     :raises SerializationError: too long, not deterministic CBOR, a tag, a duplicate key, trailing bytes, nested too
         deeply, or not a valid ``type_``.
     """
-    if len(data) > max_bytes:
-        raise SerializationError(f"The message has {len(data)} bytes; at most {max_bytes} are allowed here.")
     raw = bytes(data)
+    value = decode_values(raw, max_bytes=max_bytes)
     try:
-        value = cbor2.loads(
-            raw,
-            max_depth=MAX_DEPTH,
-            allow_indefinite=False,
-            allow_duplicate_keys=False,
-            semantic_decoders=_DENIED_TAGS,
-            tag_hook=_deny_tag,
-        )
         message = msgspec.convert(value, type_, strict=True, builtin_types=_BUILTIN_TYPES, dec_hook=_decode_hook)
         if encode(message) != raw:
             raise SerializationError("The message is not in the one form in which it would have been written.")
         return cast(T, message)
     except SerializationError:
         raise
-    except (cbor2.CBORError, msgspec.ValidationError, ValueError, TypeError, OverflowError, RecursionError) as error:
+    except (msgspec.ValidationError, *_FAILURES) as error:
+        raise SerializationError(f"The message does not decode: {error}") from error
+
+
+def decode_values(data: bytes | bytearray | memoryview, *, max_bytes: int = 1 << 20) -> Any:
+    """Decode untrusted bytes to plain values, for a caller that itself checks what they are and that they are in the
+    one form in which they would have been written.
+
+    :raises SerializationError: as `decode`, apart from these two checks.
+    """
+    if len(data) > max_bytes:
+        raise SerializationError(f"The message has {len(data)} bytes; at most {max_bytes} are allowed here.")
+    try:
+        return cbor2.loads(
+            bytes(data),
+            max_depth=MAX_DEPTH,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+            semantic_decoders=_DENIED_TAGS,
+            tag_hook=_deny_tag,
+        )
+    except SerializationError:
+        raise
+    except _FAILURES as error:
         raise SerializationError(f"The message does not decode: {error}") from error
 
 

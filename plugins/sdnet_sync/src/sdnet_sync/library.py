@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Changes", "Condition", "Library", "LibraryTransaction"]
 
+WRITTEN_TOGETHER = 4
+"""Batches that a long list of entries is written in at a time."""
 PAGE = 256
 """Entries read at once; what a query holds in memory."""
 
@@ -114,19 +116,24 @@ class Library:
         :param entries: kind, id and fields of each; read as they are written.
         :returns: how many.
         """
+        portions: list[tuple[list[EntryOperation], int]] = []
         operations: list[EntryOperation] = []
         size = count = 0
         for kind, entry_id, fields in entries:
             operation = make_put(kind, entry_id, fields)
             added = checked_size(operation)
             if size + added > MAX_BATCH_BYTES or len(operations) >= MAX_BATCH_OPERATIONS:
-                await self.replica.write(operations, size)
+                portions.append((operations, size))
                 operations, size = [], 0
+                if len(portions) >= WRITTEN_TOGETHER:
+                    await self.replica.write_all(portions)
+                    portions = []
             operations.append(operation)
             size += added
             count += 1
         if operations:
-            await self.replica.write(operations, size)
+            portions.append((operations, size))
+        await self.replica.write_all(portions)
         return count
 
     async def delete(self, kind: str, entry_id: str) -> None:

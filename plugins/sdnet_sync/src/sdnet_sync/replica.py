@@ -116,6 +116,11 @@ class Replica:
         """
         await self._submit(_Job[None](size, operations=operations))
 
+    async def write_all(self, portions: Sequence[tuple[Sequence[Operation], int]]) -> None:
+        """Add several portions of operations, in their order, each as `write`; one that fails stops no other."""
+        jobs = [_Job[None](size, operations=operations) for operations, size in portions]
+        await self._submit_all(jobs)
+
     async def apply(self, batches: Sequence[SignedBatch]) -> Applied:
         """Take batches of others.
 
@@ -129,21 +134,27 @@ class Replica:
         return cast(T, await self._submit(_Job[T](0, work=function)))
 
     async def _submit(self, job: _Job[T]) -> T | None:
+        await self._submit_all([job])
+        return job.result
+
+    async def _submit_all(self, jobs: Sequence[_Job[T]]) -> None:
         while len(self._queue) >= MAX_JOBS * 4 and not self._closed:
             await self._room.wait()
         if self._closed:
             raise NotRunningError("Sync is not running.")
-        self._queue.append(job)
+        self._queue += jobs
         self._filled.set()
         try:
-            await job.done.wait()
+            for job in jobs:
+                await job.done.wait()
         except BaseException:
-            if job in self._queue:
-                self._queue.remove(job)
+            for job in jobs:
+                if job in self._queue:
+                    self._queue.remove(job)
             raise
-        if job.error is not None:
-            raise job.error
-        return job.result
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
 
     async def run(self) -> None:
         """Write what is asked for, until cancelled."""

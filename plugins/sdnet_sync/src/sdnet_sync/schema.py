@@ -58,9 +58,10 @@ def open_database(path: Path, *, writable: bool = True) -> sqlite3.Connection:
         try:
             # An acknowledged batch must be on the disk: a number that was told to others is never used twice.
             pragmas = ["journal_mode = WAL", "synchronous = FULL", "fullfsync = 1", "busy_timeout = 5000"]
-            pragmas += ["cache_size = -24000" if writable else "cache_size = -4000", "temp_store = MEMORY"]
+            pragmas += ["cache_size = -48000" if writable else "cache_size = -4000", "temp_store = MEMORY"]
             if writable:
-                pragmas.append("journal_size_limit = 16777216")
+                # Entries are in the order of hashes: between two checkpoints the same pages change again and again.
+                pragmas += ["wal_autocheckpoint = 8000", "journal_size_limit = 67108864"]
             else:
                 pragmas.append("query_only = 1")
             for pragma in pragmas:

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import cbor2
 
 from sdnet_core.errors import SerializationError
-from sdnet_core.wire import decode
+from sdnet_core.wire import decode_values
 
 from .limits import MAX_FIELDS, MAX_MEMBERS
+from .values import is_value
 from .vectors import Vector
 
 __all__ = [
@@ -193,7 +194,7 @@ def decode_foreign_state(data: bytes, *, max_bytes: int) -> EntryState:
 
     :raises SerializationError: it is not that.
     """
-    value: Any = decode(data, Any, max_bytes=max_bytes)
+    value: Any = decode_values(data, max_bytes=max_bytes)
     try:
         state = _state(value)
         sound = (
@@ -209,8 +210,9 @@ def decode_foreign_state(data: bytes, *, max_bytes: int) -> EntryState:
     if not sound:
         raise SerializationError("An entry of a snapshot is not in its one form.")
     for write in state.writes():
-        if type(write.author) is not bytes or len(write.author) != 16 or write.sequence < 1 or write.stamp < 1:
-            raise SerializationError("An entry of a snapshot has an impossible history.")
+        numbers = type(write.sequence) is int and type(write.stamp) is int and write.sequence > 0 and write.stamp > 0
+        if type(write.author) is not bytes or len(write.author) != 16 or not numbers or not is_value(write.value):
+            raise SerializationError("An entry of a snapshot is impossible.")
     return state
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from sdnet_core.errors import ConflictError, RefusedError
@@ -300,6 +301,7 @@ class Transaction:
                 leaves.add(store.leaves.change(key, slot.old_hash, digest))
             sealed = store.sealer.seal(encoded, b"entry" + key)
             upserts.append((key, store.kind_number(state.kind), state.flags, digest or b"", sealed))
+        upserts.sort(key=itemgetter(0))
         store.db.executemany("INSERT OR REPLACE INTO entry VALUES (?, ?, ?, ?, ?)", upserts)
         sums = store.leaves.sums
         store.db.executemany(
@@ -346,6 +348,23 @@ class Transaction:
             after = rows[-1][0]
 
 
-def size_of(operation: Operation) -> int:
-    """The encoded length of an operation, bytes."""
-    return len(encode(operation))
+def size_of(operation: EntryOperation) -> int:
+    """At least the encoded length of an operation, bytes; exact for long ones.
+
+    :raises UnicodeEncodeError: a text in it is not valid Unicode.
+    """
+    if isinstance(operation, Delete) or operation.fields is None:
+        return 16 + _text_size(operation.kind) + _text_size(operation.id)
+    size = 16 + _text_size(operation.kind) + _text_size(operation.id)
+    for name, value in operation.fields.items():
+        kind = type(value)
+        size += 10 + _text_size(name)
+        if kind is str:
+            size += _text_size(value)
+        elif kind is list or kind is dict or kind is bytes:
+            return len(encode(operation))
+    return size
+
+
+def _text_size(text: str) -> int:
+    return 5 + (len(text) if text.isascii() else len(text.encode()))
