@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +118,11 @@ class Device:
 
 
 @contextmanager
-def devices(count: int) -> Iterator[list[Device]]:
-    with tempfile.TemporaryDirectory(prefix="sdnet-") as home:
-        founder = Device(Path(home), 1)
-        found = [founder, *(Device(Path(home), number, founder) for number in range(2, count + 1))]
+def devices(count: int, *, home: Path | None = None) -> Iterator[list[Device]]:
+    with ExitStack() as stack:
+        home = home or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sdnet-")))
+        founder = Device(home, 1)
+        found = [founder, *(Device(home, number, founder) for number in range(2, count + 1))]
         founder.write(Membership(founder.id, founder.identity.public_key, Role.OWNER, "", 0))
         for other in found[1:]:
             founder.role(other, Role.WRITER)
