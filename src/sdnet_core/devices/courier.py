@@ -26,6 +26,7 @@ from ..wire import MessageStream
 from .delivery import (
     MAX_BATCH_BYTES,
     MAX_ITEMS,
+    MAX_NUMBER,
     WINDOW,
     AnyAnswer,
     Batch,
@@ -239,7 +240,7 @@ class _Conversation:
         expired: list[QueuedMessage] = []
         size = 0
         unsent = self._lane.unsent
-        below = next(iter(self._under_way), None)
+        below = self._lane.below(next(iter(self._under_way), MAX_NUMBER))
         while unsent and len(batch) < MAX_ITEMS and len(self._under_way) + len(batch) < MAX_UNDER_WAY:
             message = unsent[0]
             if message.settled or message.number <= self._lane.sent:
@@ -248,7 +249,7 @@ class _Conversation:
             if self._outbox.is_over(message):
                 expired.append(unsent.popleft())
                 continue
-            below = message.number if below is None else below
+            below = min(below, message.number)
             if batch and size + message.size > MAX_BATCH_BYTES:
                 break
             if self._bytes and self._bytes + size + message.size > MAX_BYTES_UNDER_WAY[self._lane.priority]:
@@ -278,7 +279,8 @@ class _Conversation:
             self._bytes += message.size
         self._lane.sent = batch[-1][0].number
         items = tuple(Item(number=message.number, id=message.id.bytes, data=data) for message, data in batch)
-        await self._messages.send(Batch(priority=self._lane.priority, below=next(iter(self._under_way)), items=items))
+        below = self._lane.below(next(iter(self._under_way)))
+        await self._messages.send(Batch(priority=self._lane.priority, below=below, items=items))
 
     async def _read(self, scope: anyio.CancelScope) -> None:
         """Take answers until there will be no more; then the whole conversation ends."""

@@ -62,6 +62,7 @@ class Lane:
 
     :ivar row: in the store; 0 before it is there.
     :ivar queue: what is on the disk and not settled, by number.
+    :ivar leaving: what is settled and may still be on the disk: number by id. After a crash it would be sent again.
     :ivar unsent: the part of it that was not sent on the present stream; may hold settled ones.
     :ivar sent: the highest number sent on the present stream; 0 if there is none.
     :ivar open: whether there is a stream.
@@ -75,11 +76,19 @@ class Lane:
     row: int = 0
     next_number: int = 1
     queue: dict[int, QueuedMessage] = field(default_factory=dict)
+    leaving: dict[bytes, int] = field(default_factory=dict)
     unsent: deque[QueuedMessage] = field(default_factory=deque)
     sent: int = 0
     open: bool = False
     changed: anyio.Event = field(default_factory=anyio.Event)
     error: str = ""
+
+    def below(self, number: int) -> int:
+        """The number below which nothing will be sent again, not even after a crash.
+
+        :param number: the lowest that is to be sent, or is under way.
+        """
+        return min(number, min(self.leaving.values(), default=number))
 
     def rewind(self) -> None:
         """The stream is gone: all that is not settled is to be sent again."""

@@ -66,7 +66,7 @@ class Outbox:
         self._bytes: Counter[uuid.UUID] = Counter()
         self._adding: list[QueuedMessage] = []
         self._storing: list[QueuedMessage] = []
-        self._removing: dict[bytes, None] = {}
+        self._removing: dict[bytes, Lane] = {}
         self._failures = 0
         self._work = anyio.Event()
         self._urgent = anyio.Event()
@@ -372,7 +372,8 @@ class Outbox:
             if not counter[lane.device_id]:
                 del counter[lane.device_id]
         if lane.queue.pop(message.number, None) is not None:
-            self._removing[message.id.bytes] = None
+            self._removing[message.id.bytes] = lane
+            lane.leaving[message.id.bytes] = message.number
             self._work.set()
 
     async def _write(self) -> bool:
@@ -400,7 +401,9 @@ class Outbox:
             written = False
         else:
             for key in removing:
-                self._removing.pop(key, None)
+                if (lane := self._removing.pop(key, None)) is not None:
+                    lane.leaving.pop(key, None)
+                    lane.changed.set()
             for message in adding:
                 self._stored_now(message)
             written = True
