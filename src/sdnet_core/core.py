@@ -260,7 +260,8 @@ class NetworkingCore(DeviceMethods, MessageMethods):
         most = self.config.connections.max_connections
         # Strangers, who may want to pair or to drop something, do not take the places of paired devices.
         limits = SwarmLimits(max_connections=most, max_strangers=max(1, most // 2))
-        return Libp2pSwarm(identity.seed, limits=limits)
+        transports = tuple(dict.fromkeys(self.config.node.transports))
+        return Libp2pSwarm(identity.seed, limits=limits, transports=transports)
 
     def _default_sources(self, identity: NetworkIdentity) -> Iterable[DiscoverySource]:
         if not self.config.discovery.mdns:

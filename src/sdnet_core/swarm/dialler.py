@@ -1,7 +1,8 @@
 """Connects to one peer at many addresses: all are tried at once, one connection comes out.
 
 The transports' raw dials are raced. The first that answers has a quarter of a second for its handshake before the next
-one begins as well, so an address where somebody listens and says nothing costs no more than that. There are no fixed
+one begins as well, so an address where somebody listens and says nothing costs no more than that. The addresses of a
+preferred transport have as long a start over those of the next, or until they have all failed. There are no fixed
 pauses, no repeats and no memory of failures: when to try again is for the layers above.
 """
 
@@ -21,6 +22,7 @@ from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from multiaddr import Multiaddr
 
 from .host import Network, prepare_socket
+from .transports import preference
 
 __all__ = ["Dialler"]
 
@@ -99,29 +101,55 @@ class _Race:
         self._over.cancel()
 
     async def _open_all(self, send: trio.MemorySendChannel[tuple[Multiaddr, IRawConnection]]) -> None:
-        limiter = trio.CapacityLimiter(self._network.limits.max_parallel_dials)
+        groups = preference(self._network.transport_manager.get_transports(), self._addresses)
         async with send, trio.open_nursery() as nursery:
-            for address in self._addresses:
-                nursery.start_soon(self._open, address, limiter, send)
+            for group in groups:
+                # Each transport has room of its own: one that is blocked does not take up that of the next.
+                limiter = trio.CapacityLimiter(self._network.limits.max_parallel_dials)
+                failed = trio.Event()
+                nursery.start_soon(self._open_group, group, limiter, send, failed)
+                if group is not groups[-1]:
+                    with trio.move_on_after(self._network.limits.transport_head_start_s):
+                        await failed.wait()
+
+    async def _open_group(
+        self,
+        group: list[Multiaddr],
+        limiter: trio.CapacityLimiter,
+        send: trio.MemorySendChannel[tuple[Multiaddr, IRawConnection]],
+        failed: trio.Event,
+    ) -> None:
+        """Open the addresses of one transport; tells at once if none of them answers."""
+        answered = False
+
+        async def one(address: Multiaddr) -> None:
+            nonlocal answered
+            answered |= await self._open(address, limiter, send)
+
+        async with trio.open_nursery() as nursery:
+            for address in group:
+                nursery.start_soon(one, address)
+        if not answered:
+            failed.set()
 
     async def _open(
         self,
         address: Multiaddr,
         limiter: trio.CapacityLimiter,
         send: trio.MemorySendChannel[tuple[Multiaddr, IRawConnection]],
-    ) -> None:
-        """Open the raw connection of one address and hand it over."""
+    ) -> bool:
+        """Open the raw connection of one address and hand it over; False if it does not answer."""
         async with limiter:
             try:
                 transport = self._network.transport_manager.transport_for_dialing(address)
                 if transport is None:
                     self.reasons.append(f"{address}: no transport for it")
-                    return
+                    return False
                 with trio.fail_after(self._network.limits.connect_timeout_s):
                     raw = await transport.dial(address)
             except Exception as exc:
                 self.reasons.append(f"{address}: {_explain(exc)}")
-                return
+                return False
         try:
             await send.send((address, raw))
         except trio.BrokenResourceError:
@@ -129,6 +157,7 @@ class _Race:
         except BaseException:
             await _discard(raw)
             raise
+        return True
 
     async def _upgrade(self, address: Multiaddr, raw: IRawConnection, settled: trio.Event) -> None:
         """Make a connection of what answered, if it is the peer and no other address is faster."""

@@ -166,7 +166,9 @@ class Network(Libp2pNetwork):
             logger.debug("refusing a connection: %d are open", known)
             return
         prepare_socket(read_write_closer)
-        raw = RawConnection(read_write_closer, False)
+        # A transport of ours knows its address better than the library, which takes everything for TCP.
+        tell = getattr(read_write_closer, "get_transport_addresses", None)
+        raw = RawConnection(read_write_closer, False, addresses=tell() if tell is not None else None)
         if not await self._make_room():
             logger.debug("refusing a connection: too many wait for their handshake")
             return

@@ -43,7 +43,7 @@ def expand(address: str, addresses_of_machine: Callable[[], Iterable[str]] = loc
 
 
 def check_listen(address: str) -> str | None:
-    """Whether an address of the form ``/ip4/…/tcp/…`` can be listened on.
+    """Whether an address of the form ``/ip4/…/tcp/…`` or ``/ip4/…/tcp/…/ws`` can be listened on.
 
     py-libp2p shares ports (``SO_REUSEPORT``, for hole punching), so it would not notice that another program has one.
 
@@ -51,7 +51,7 @@ def check_listen(address: str) -> str | None:
     :raises PortInUseError: the port is in use.
     :raises OSError: it may not be listened on.
     """
-    parts = address.removeprefix("/").split("/")
+    parts = address.removeprefix("/").removesuffix("/ws").split("/")
     if len(parts) != 4 or parts[0] not in {"ip4", "ip6"} or parts[2] != "tcp":
         return None
     family = socket.AF_INET6 if parts[0] == "ip6" else socket.AF_INET

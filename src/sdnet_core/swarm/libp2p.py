@@ -33,7 +33,6 @@ from libp2p.stream_muxer.exceptions import (
     MuxedStreamReset,
 )
 from libp2p.tools.anyio_service import background_trio_service
-from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
 
 from ..errors import ConnectionFailedError, NetworkTimeoutError, ProtocolError, TransportError
@@ -47,6 +46,7 @@ from .interfaces import PortInUseError, check_listen, expand
 from .negotiation import select
 from .noise import PROTOCOL_ID as NOISE_PROTOCOL_ID
 from .noise import NoiseTransport
+from .transports import make_transports
 from .yamux import YamuxStream
 
 __all__ = ["Libp2pSwarm", "SwarmLimits"]
@@ -126,10 +126,16 @@ class Libp2pSwarm(Swarm):
     :param private_key: the seed of our Ed25519 key, 32 bytes; the peer id is derived from it.
     :param limits: what is allowed of connections, handshakes and streams.
     :param agent_version: what identify says we are; None for this distribution's name and version.
+    :param transports: what to dial and listen with, preferred first: ``tcp``, ``ws``.
     """
 
     def __init__(
-        self, private_key: bytes, *, limits: SwarmLimits | None = None, agent_version: str | None = None
+        self,
+        private_key: bytes,
+        *,
+        limits: SwarmLimits | None = None,
+        agent_version: str | None = None,
+        transports: Sequence[str] = ("tcp",),
     ) -> None:
         if len(private_key) != 32:
             raise ValueError("The private key must be the 32 bytes of an Ed25519 seed.")
@@ -144,7 +150,7 @@ class Libp2pSwarm(Swarm):
             self._id,
             peerstore,
             make_upgrader({NOISE_PROTOCOL_ID: NoiseTransport(key_pair)}, self._limits),
-            [TCP()],
+            list(make_transports(transports)),
             limits=self._limits,
             emit=self._events.put,
             accepting=lambda: not self._events.full,

@@ -26,7 +26,15 @@ class Setting:
         return f"{self.kind}-{self.backend}"
 
 
-@pytest.fixture(params=[Setting("memory", "asyncio"), Setting("memory", "trio"), Setting("libp2p", "trio")], ids=str)
+SETTINGS = [
+    Setting("memory", "asyncio"),
+    Setting("memory", "trio"),
+    Setting("libp2p", "trio"),
+    Setting("websocket", "trio"),
+]
+
+
+@pytest.fixture(params=SETTINGS, ids=str)
 def setting(request: pytest.FixtureRequest) -> Setting:
     chosen: Setting = request.param
     return chosen
@@ -50,15 +58,19 @@ class World:
             return MemorySwarm(self._network, f"peer-{next(self._numbers)}")
         from sdnet_core.swarm.libp2p import Libp2pSwarm
 
-        return Libp2pSwarm(os.urandom(32))
+        return Libp2pSwarm(os.urandom(32), transports=("ws",) if self.kind == "websocket" else ("tcp",))
 
     @property
     def listen(self) -> str:
-        return "/memory/0" if self.kind == "memory" else "/ip4/127.0.0.1/tcp/0"
+        return "/memory/0" if self.kind == "memory" else "/ip4/127.0.0.1/tcp/0" + self._suffix
 
     @property
     def dead_address(self) -> str:
-        return "/memory/999999" if self.kind == "memory" else "/ip4/127.0.0.1/tcp/1"
+        return "/memory/999999" if self.kind == "memory" else "/ip4/127.0.0.1/tcp/1" + self._suffix
+
+    @property
+    def _suffix(self) -> str:
+        return "/ws" if self.kind == "websocket" else ""
 
     @asynccontextmanager
     async def running(self, number: int) -> AsyncIterator[list[Swarm]]:
