@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import anyio
 import pytest
 
 from sdnet_core.errors import ConflictError, InvalidRequestError, NotFoundError, RefusedError
 from sdnet_sync import Change, Role
+from sdnet_sync.transaction import Transaction
 
 from .nodes import contents, eventually, in_step, nodes, service, shared
 
@@ -276,3 +279,91 @@ async def test_leaving_pausing_and_asking() -> None:
 
 async def _members(library: object, count: int) -> bool:
     return len(library.members()) == count  # type: ignore[attr-defined, no-any-return]
+
+
+async def test_a_difference_is_found_and_repaired() -> None:
+    async with nodes(2) as (a, b):
+        la, lb = await shared(a, b)
+        await la.put_many(("item", str(n), {"n": n}) for n in range(500))
+        await eventually(lambda: in_step(la, lb))
+
+        def spoil(transaction: Transaction) -> None:
+            for number in (3, 77):
+                key = transaction.store.key("item", str(number))
+                transaction.prefetch([key])
+                state = transaction.state(key)
+                assert state is not None
+                if number == 3:
+                    transaction.replace_state(key, None)
+                else:
+                    state = state.copy()
+                    state.fields["n"] = [state.fields["n"][0]._replace(value="spoilt")]
+                    transaction.replace_state(key, state)
+
+        await lb.replica.work(spoil)
+        found = await lb.verify(a.device_info.id)
+        assert (found.equal, found.in_step, found.differing_count) == (False, True, 2)
+        assert ("item", "77") in found.differing
+        with pytest.raises(RefusedError, match="owner"):
+            await la.verify(b.device_info.id, repair=True)
+        found = await lb.verify(a.device_info.id, repair=True)
+        assert found.repaired == 2
+        assert (await la.verify(b.device_info.id)).equal
+        assert await contents(la) == await contents(lb)
+
+
+async def test_a_revoked_device_gets_nothing_more_and_is_removed_from_its_owners_libraries() -> None:
+    async with nodes(3) as (a, b, c):
+        la, lb, lc = await shared(a, b, c)
+        await a.revoke_device(c.device_info.id)
+        await eventually(lambda: _members(la, 2))
+        await eventually(lambda: _members(lb, 2))
+        await la.put("item", "secret", {"n": 1})
+        await eventually(lambda: in_step(la, lb))
+        await anyio.sleep(0.2)
+        assert await contents(lc) == {}
+
+
+async def test_signals_reach_those_who_listen() -> None:
+    async with nodes(2) as (a, b):
+        la, lb = await shared(a, b)
+        heard: list[tuple[str, bytes]] = []
+        with service(b).on_signal("indexer", lambda lib, device, data: heard.append((device.name, data))):
+            with pytest.raises(ConflictError), service(b).on_signal("indexer", lambda *_: None):
+                pass
+            la.send_signal("indexer", b"50 %")
+            la.send_signal("other", b"x")
+            await la.put("item", "1", {"n": 1})
+            await eventually(lambda: in_step(la, lb))
+        assert heard == [("node0", b"50 %")]
+
+
+async def test_five_members_do_not_echo() -> None:
+    async with nodes(5, settings={"plugins": {"sync": {"relay_delay_s": 0.5}}}) as linked:
+        libraries = await shared(*linked)
+        await anyio.sleep(0.6)
+        links = [link for node in linked for link in service(node)._sharing.linker.links.values()]
+        before = sum(link.sent_bytes for link in links)
+        await libraries[0].put("item", "1", {"blob": b"x" * 100_000})
+        await eventually(lambda: in_step(*libraries))
+        await anyio.sleep(0.8)
+        sent = sum(link.sent_bytes for link in links) - before
+        # Once for each of the four others would be 400,000; each passing it on to all others 1,600,000.
+        assert sent < 800_000
+
+
+async def test_libraries_are_there_after_a_restart(tmp_path: Path) -> None:
+    async with nodes(2, home=tmp_path) as (a, b):
+        la, lb = await shared(a, b)
+        await la.put("item", "1", {"n": 1})
+        await eventually(lambda: in_step(la, lb))
+        root = la.replica.view.root()
+    async with nodes(1, home=tmp_path) as (a,):
+        [library] = service(a).libraries()
+        assert library.name == "Recipes"
+        assert library.replica.view.root() == root
+        await library.put("item", "2", {"n": 2})
+        assert len(await contents(library)) == 2
+        assert service(a).find("rec") is library
+        with pytest.raises(NotFoundError):
+            service(a).find("")
