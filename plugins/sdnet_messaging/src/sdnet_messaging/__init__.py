@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .data import DataHandler
     from .records import (
         ActionChosen,
         Choice,
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
         Receipt,
         TextReceived,
     )
-    from .service import DataHandler, MessagingService
+    from .service import MessagingService
 
 _HOMES = {
     "ActionChosen": "records",
     "Choice": "records",
-    "DataHandler": "service",
+    "DataHandler": "data",
     "DataReceived": "records",
     "InboxMessage": "records",
     "MessageUndelivered": "records",

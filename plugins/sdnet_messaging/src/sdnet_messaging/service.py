@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import anyio
@@ -14,32 +13,25 @@ from anyio.abc import TaskStatus
 
 from sdnet_core import Delivery, DeliveryOutcome, InboundMessage, PluginContext, Priority, RemoteDevice
 from sdnet_core.errors import (
-    ConflictError,
     ConnectionFailedError,
     InvalidRequestError,
-    NetworkingError,
     NetworkTimeoutError,
     NotFoundError,
     ProtocolError,
     RefusedError,
-    SerializationError,
-    StorageError,
-    TryLaterError,
 )
 from sdnet_core.wire import Message, decode, encode
 
+from .checks import check_delivery, check_length, make_actions, make_data, shown
+from .data import DataHandler, DataHandlers
 from .inbox import Inbox
 from .messages import (
-    MAX_ACTIONS,
     MAX_BODY_BYTES,
     MAX_MESSAGE_BYTES,
-    MAX_PAYLOAD_BYTES,
     MAX_TEXT_BYTES,
     MAX_TITLE_BYTES,
-    Action,
     Answer,
     Chosen,
-    Data,
     Notification,
     Outcome,
     Ping,
@@ -49,7 +41,6 @@ from .messages import (
 from .records import (
     ActionChosen,
     Choice,
-    DataReceived,
     InboxMessage,
     MessageUndelivered,
     NotificationReceived,
@@ -67,17 +58,13 @@ PROTOCOL = "messaging"
 """For what goes into the inbox, and for pings."""
 DATA_PROTOCOL = "messaging-data"
 """For data of other protocols, so that a handler that is slow holds up no text."""
-HANDLER_TIMEOUT_S = 25.0
-"""How long a data handler may take; the core gives it 30 s."""
 DATA_TIMEOUT_S = 30.0
 PING_TIMEOUT_S = 10.0
 MAX_LISTED = 1000
 """Messages given at once."""
 LOOK_S = 0.25
 
-DataHandler = Callable[[DataReceived], Awaitable[bytes | None]]
 
-_PROTOCOL_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _CHOICE = uuid.UUID("9d5f0f0a-9c1e-5b52-9b57-2b5d4a2f3c11")
 """Namespace for the ids of choices: one for each notification, however often somebody chooses."""
 
@@ -99,7 +86,7 @@ class MessagingService:
         self._settings = settings or MessagingSettings()
         self._inbox = Inbox(ctx)
         self._waiters: dict[uuid.UUID, _Waiter] = {}
-        self._handlers: dict[str, DataHandler] = {}
+        self._handlers = DataHandlers()
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Open the inbox.
@@ -134,7 +121,7 @@ class MessagingService:
         """
         if not text:
             raise InvalidRequestError("There is no text to send.")
-        _check_length("text", text, MAX_TEXT_BYTES)
+        check_length("text", text, MAX_TEXT_BYTES)
         return await self._send(device_id, Text(sent_ms=self._now_ms(), text=text), priority, ttl_s, now)
 
     async def send_notification(
@@ -156,9 +143,9 @@ class MessagingService:
         """
         if not title:
             raise InvalidRequestError("A notification needs a title.")
-        _check_length("title", title, MAX_TITLE_BYTES)
-        _check_length("body", body, MAX_BODY_BYTES)
-        message = Notification(sent_ms=self._now_ms(), title=title, body=body, actions=_actions(actions))
+        check_length("title", title, MAX_TITLE_BYTES)
+        check_length("body", body, MAX_BODY_BYTES)
+        message = Notification(sent_ms=self._now_ms(), title=title, body=body, actions=make_actions(actions))
         return await self._send(device_id, message, priority, ttl_s, now)
 
     async def choose(self, notification_id: uuid.UUID, action_id: str) -> Receipt:
@@ -203,12 +190,12 @@ class MessagingService:
         :raises ProtocolError: there is no such handler there, or it failed.
         :raises NetworkTimeoutError: it did not answer in time; it may have got the data, and gets them no more.
         """
-        data = self._data(protocol, payload, version, metadata)
+        data = make_data(protocol, payload, version, metadata)
         device = await self._connected(device_id)
         delivery = await self._deliver(device, DATA_PROTOCOL, data, priority, timeout_s, timeout_s)
         if delivery is None or delivery.outcome is DeliveryOutcome.EXPIRED:
             raise NetworkTimeoutError(f"{device.name} did not answer within {timeout_s:g} s.")
-        _check_delivery(device, delivery)
+        check_delivery(device, delivery)
         answer: Answer = decode(delivery.response, Answer, max_bytes=MAX_MESSAGE_BYTES)
         match answer.outcome:
             case Outcome.DELIVERED:
@@ -233,7 +220,7 @@ class MessagingService:
 
         :returns: the message's id, once it lies durably in the outbox.
         """
-        data = encode(self._data(protocol, payload, version, metadata))
+        data = encode(make_data(protocol, payload, version, metadata))
         return await self._ctx.send_message(device_id, DATA_PROTOCOL, data, priority=priority, ttl_s=ttl_s)
 
     async def ping(self, device_id: uuid.UUID, *, timeout_s: float = PING_TIMEOUT_S) -> float:
@@ -256,17 +243,6 @@ class MessagingService:
                     return anyio.current_time() - started
         except TimeoutError:
             raise NetworkTimeoutError(f"{device.name} did not answer within {timeout_s:g} s.") from None
-
-    def _data(self, protocol: str, payload: bytes, version: int, metadata: Mapping[str, str] | None) -> Data:
-        _check_protocol_name(protocol)
-        if len(payload) > MAX_PAYLOAD_BYTES:
-            raise InvalidRequestError(f"The data have {len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} can be sent.")
-        entries = dict(metadata or {})
-        if len(entries) > 16 or any(not 0 < len(k) <= 64 or len(v) > 256 for k, v in entries.items()):
-            raise InvalidRequestError("The metadata have too many entries, or too long ones.")
-        if not 0 < version < 65536:
-            raise InvalidRequestError("The version of a protocol is a number from 1 to 65535.")
-        return Data(protocol=protocol, version=version, payload=bytes(payload), metadata=entries)
 
     def _now_ms(self) -> int:
         return round(self._ctx.clock.now() * 1000)
@@ -301,7 +277,7 @@ class MessagingService:
                 state="queued",
                 reason=self._ctx.why_waiting(message_id) if self._ctx.get_device(device_id).connected else "",
             )
-        _check_delivery(device, delivery)
+        check_delivery(device, delivery)
         if delivery.response:
             raise ProtocolError(f"{device.name} does not know messages of that kind.")
         return Receipt(
@@ -384,7 +360,7 @@ class MessagingService:
                 reason=message.reason,
             )
             for message in waiting
-            for kind, text in (_shown(message.data),)
+            for kind, text in (shown(message.data),)
         ]
 
     async def cancel(self, message_id: uuid.UUID) -> bool:
@@ -457,8 +433,7 @@ class MessagingService:
 
     # Data for other protocols
 
-    @contextmanager
-    def on_data(self, protocol: str, handler: DataHandler) -> Iterator[None]:
+    def on_data(self, protocol: str, handler: DataHandler) -> AbstractContextManager[None]:
         """Take the data that devices send to a protocol, for the length of the block.
 
         The handler's result is the response. A message whose connection broke can come again, with the same id. What
@@ -467,14 +442,7 @@ class MessagingService:
         :param protocol: lower-case letters, digits and hyphens.
         :raises ConflictError: somebody takes them already.
         """
-        _check_protocol_name(protocol)
-        if protocol in self._handlers:
-            raise ConflictError(f"Data for {protocol} are taken by another plugin already.")
-        self._handlers[protocol] = handler
-        try:
-            yield
-        finally:
-            del self._handlers[protocol]
+        return self._handlers.on_data(protocol, handler)
 
     # Called by the protocol handlers
 
@@ -500,97 +468,5 @@ class MessagingService:
             )
 
     async def handle_data(self, device: RemoteDevice, message: InboundMessage) -> bytes:
-        """Give data to their handler.
-
-        :raises SerializationError: it is not data.
-        """
-        data: Data = decode(message.data, Data, max_bytes=MAX_MESSAGE_BYTES)
-        return encode(await self._handle_data(device, message, data))
-
-    async def _handle_data(self, device: RemoteDevice, message: InboundMessage, data: Data) -> Answer:
-        handler = self._handlers.get(data.protocol)
-        if handler is None:
-            return Answer(outcome=Outcome.NO_HANDLER, response=None)
-        received = DataReceived(
-            id=message.id,
-            device=device,
-            protocol=data.protocol,
-            version=data.version,
-            payload=data.payload,
-            metadata=data.metadata,
-            message=message,
-        )
-        try:
-            with anyio.fail_after(HANDLER_TIMEOUT_S):
-                response = await handler(received)
-            if response is not None and len(response) > MAX_PAYLOAD_BYTES:
-                raise InvalidRequestError(
-                    f"The response has {len(response)} bytes; at most {MAX_PAYLOAD_BYTES} can go."
-                )
-        except (StorageError, TryLaterError):
-            raise  # it comes again
-        except (NetworkingError, TimeoutError) as error:
-            logger.warning("data for %s from %s failed: %s", data.protocol, device.device_id, error or "timed out")
-            return Answer(outcome=Outcome.HANDLER_FAILED, response=None)
-        except Exception:
-            logger.exception("the handler of data for %s raised", data.protocol)
-            return Answer(outcome=Outcome.HANDLER_FAILED, response=None)
-        return Answer(outcome=Outcome.DELIVERED, response=None if response is None else bytes(response))
-
-
-def _shown(data: bytes | None) -> tuple[str, str]:
-    """Kind and text of a message in the outbox."""
-    try:
-        message: Data | Text | Notification | Chosen = decode(
-            data or b"", Data | Text | Notification | Chosen, max_bytes=MAX_MESSAGE_BYTES
-        )
-    except SerializationError:
-        return "unreadable", ""
-    match message:
-        case Text(text=text):
-            return "text", text
-        case Notification(title=title):
-            return "notification", title
-        case Chosen(action=action):
-            return "choice", action.label
-        case Data(protocol=protocol):
-            return "data", protocol
-
-
-def _check_length(what: str, text: str, max_bytes: int) -> None:
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError as error:
-        raise InvalidRequestError(f"The {what} is not valid Unicode.") from error
-    if size > max_bytes:
-        raise InvalidRequestError(f"The {what} has {size:,} bytes; at most {max_bytes:,} fit into one message.")
-
-
-def _check_protocol_name(protocol: str) -> None:
-    if len(protocol) > 64 or not _PROTOCOL_NAME.fullmatch(protocol):
-        raise InvalidRequestError("A protocol's name is made of lower-case letters, digits and single hyphens.")
-
-
-def _actions(actions: Sequence[Choice]) -> tuple[Action, ...]:
-    if len(actions) > MAX_ACTIONS:
-        raise InvalidRequestError(f"A notification has at most {MAX_ACTIONS} actions.")
-    if len({action.id for action in actions}) < len(actions):
-        raise InvalidRequestError("Two actions of the notification have the same id.")
-    for action in actions:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", action.id):
-            raise InvalidRequestError("An action's id is 1 to 64 letters, digits and the signs _ . -")
-        if not 0 < len(action.label) <= 64:
-            raise InvalidRequestError("An action's label has 1 to 64 characters.")
-    return tuple(Action(id=action.id, label=action.label) for action in actions)
-
-
-def _check_delivery(device: RemoteDevice, delivery: Delivery) -> None:
-    match delivery.outcome:
-        case DeliveryOutcome.DELIVERED:
-            return
-        case DeliveryOutcome.EXPIRED:
-            raise NetworkTimeoutError(f"The message was not delivered to {device.name} within its time to live.")
-        case DeliveryOutcome.REFUSED:
-            raise RefusedError(f"{device.name} does not take the message.")
-        case DeliveryOutcome.FAILED:
-            raise ProtocolError(f"{device.name} got the message, but what takes it there failed.")
+        """Give data to their handler; see `DataHandlers.handle`."""
+        return await self._handlers.handle(device, message)

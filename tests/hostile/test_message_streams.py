@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -11,14 +12,21 @@ import pytest
 from sdnet_core import NetworkingCore, PeerStream, Priority
 from sdnet_core.devices.delivery import AnyAnswer, Batch, Done, Item, Settled, Stale, Verdict, max_frame_bytes
 from sdnet_core.events import PluginFailed
+from sdnet_core.testing import linked_nodes
 from sdnet_core.wire import Message, MessageStream, encode, encode_frame, encode_varint
+from sdnet_messaging import MessagingService
 from sdnet_messaging.messages import MAX_MESSAGE_BYTES, Answer, Outcome, Ping, Pong, Text
-
-from .nodes import service, two_nodes
+from sdnet_messaging.plugin import MessagingPlugin
 
 pytestmark = pytest.mark.anyio
 
+two_nodes = partial(linked_nodes, 2, plugins=[MessagingPlugin])
+
 MAX_FRAME_BYTES = max_frame_bytes(MAX_MESSAGE_BYTES)
+
+
+def service(core: NetworkingCore) -> MessagingService:
+    return core.get_service(MessagingService)
 
 
 def batch(number: int, *, id_: bytes | None = None, below: int | None = None, words: str = "hello") -> Batch:
