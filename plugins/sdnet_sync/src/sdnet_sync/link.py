@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Protocol, TypeVar
 
 import anyio
 
@@ -37,6 +38,8 @@ from .vectors import covers
 __all__ = ["MAX_FRAME_BYTES", "Link", "LinkHost"]
 
 logger = logging.getLogger(__name__)
+
+C = TypeVar("C")
 
 MAX_JOINED_BYTES = 256 << 10
 MAX_SIGNALS = 256
@@ -155,7 +158,8 @@ class Link:
             inbox_out.close()
             with anyio.CancelScope(shield=True):
                 for library in list(self._readers):
-                    await self._close_reader(library)
+                    with suppress(NetworkingError):
+                        await self._close_reader(library)
         if failure is not None:
             raise failure
 
@@ -205,10 +209,10 @@ class Link:
                     self._put(command.message)
                 case ReadLog():
                     assert self._tasks is not None
-                    self._tasks.start_soon(self._read_log, command)
+                    self._tasks.start_soon(self._guarded, self._read_log, command)
                 case ReadSnapshot():
                     assert self._tasks is not None
-                    self._tasks.start_soon(self._read_snapshot, command)
+                    self._tasks.start_soon(self._guarded, self._read_snapshot, command)
                 case _:
                     raise AssertionError(f"{command} is only an answer to a message")
 
@@ -229,6 +233,14 @@ class Link:
                 case _:
                     self._start([command])
 
+    async def _guarded(self, function: Callable[[C], Awaitable[None]], command: C) -> None:
+        """Run a command in a task; if it fails, the link ends, and nothing else does."""
+        try:
+            await function(command)
+        except NetworkingError as error:
+            logger.warning("the link to %s ends: %s", self.device.device_id, error)
+            self.close()
+
     async def _apply(self, command: ApplyBatches) -> None:
         replica = self._host.replica(command.library)
         applied = await replica.apply(command.batches)
@@ -237,10 +249,7 @@ class Link:
         self._start(self.machine.applied(command.library, applied))
 
     async def _read_log(self, command: ReadLog) -> None:
-        try:
-            replica = self._host.replica(command.library)
-        except NetworkingError:
-            return
+        replica = self._host.replica(command.library)
         store, view = replica.store, replica.view
         may_give = view.members.role(store.device) is Role.OWNER and not view.loading and not view.rebuild
         if not command.after and may_give and sum(view.vector.values()) > SNAPSHOT_BATCHES:

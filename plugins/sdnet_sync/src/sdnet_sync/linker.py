@@ -144,6 +144,8 @@ class Linker:
                 await self.talk(stream, stream.messages(max_bytes=MAX_FRAME_BYTES), device)
         except (NetworkingError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             logger.info("the link to %s ended: %s", device.device_id, error or type(error).__name__)
+        except Exception:
+            logger.exception("the link to %s failed", device.device_id)
         return pause_s
 
     async def accept(self, stream: PeerStream, messages: MessageStream, device: RemoteDevice) -> None:

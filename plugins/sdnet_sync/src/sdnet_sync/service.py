@@ -446,7 +446,7 @@ class SyncService:
             return
         record = self._catalog.records.get(library)
         if record is not None and record.state == "joining" and commit.view.members.role(ours) > Role.NONE:
-            self._tasks.start_soon(partial(self._set, record.uuid, state="active"))
+            self._tasks.start_soon(partial(self._sharing.try_set_record, library, state="active"))
         if unacknowledged(commit.view, ours) >= ACKNOWLEDGE_BATCHES:
             self._tasks.start_soon(self._acknowledge, library)
 

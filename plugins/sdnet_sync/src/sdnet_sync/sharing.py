@@ -15,7 +15,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from sdnet_core import PluginContext, RemoteDevice, public_key_from_peer_id
-from sdnet_core.errors import ConflictError, NotRunningError
+from sdnet_core.errors import ConflictError, NetworkingError, NotRunningError
 
 from . import messages, records
 from .apply import Refusal
@@ -82,6 +82,13 @@ class Sharing:
         """Ask again for what was refused or missing."""
         for link in list(self.linker.links.values()):
             link.do(link.machine.retry(library))
+
+    async def try_set_record(self, library: bytes, **values: object) -> None:
+        """The same, in a task of its own that must not fail."""
+        try:
+            await self.set_record(library, **values)
+        except NetworkingError as error:
+            logger.error("what became of a library could not be stored: %s", error)
 
     async def set_record(self, library: bytes, **values: object) -> None:
         """Change what is remembered of a library, and talk about it accordingly."""
@@ -153,7 +160,7 @@ class Sharing:
                 logger.exception("the handler of signals on %s raised", message.channel)
 
     async def _was_removed(self, library: Library, state: str) -> None:
-        await self.set_record(library.library, state=state)
+        await self.try_set_record(library.library, state=state)
         if state == "removed":
             self._ctx.publish(records.LibraryRemoved(library_id=library.id, name=library.name))
 
@@ -182,7 +189,7 @@ class Sharing:
         if record is None or record.state != "leaving" or self._tasks is None:
             return
         if any(link.machine.in_step(library) for link in self.linker.links.values()):
-            self._tasks.start_soon(partial(self.set_record, library, state="left"))
+            self._tasks.start_soon(partial(self.try_set_record, library, state="left"))
 
     def snapshot_turn(self, library: bytes) -> anyio.Semaphore:
         """Held by the link that takes in a snapshot."""
