@@ -19,6 +19,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert config.paths.data == tmp_path / "default" / "data"
     assert config.connections.max_connections == 50
     assert config.device_name
+    assert config.node.transports == ("tcp",)
 
 
 def test_arguments_beat_variables_beat_the_file(tmp_path: Path) -> None:
@@ -35,6 +36,7 @@ def test_lists_and_switches_in_variables(tmp_path: Path) -> None:
         environ={
             "SDNET_HOME": str(tmp_path),
             "SDNET_NODE_LISTEN": "/ip4/127.0.0.1/tcp/0, /ip6/::1/tcp/0",
+            "SDNET_NODE_TRANSPORTS": "ws,tcp",
             "SDNET_DISCOVERY_MDNS": "false",
             "SDNET_DISABLE_PLUGINS": "a,b",
             "SDNET_PLUGINS": "c",
@@ -42,6 +44,7 @@ def test_lists_and_switches_in_variables(tmp_path: Path) -> None:
         }
     )
     assert config.node.listen == ("/ip4/127.0.0.1/tcp/0", "/ip6/::1/tcp/0")
+    assert config.node.transports == ("ws", "tcp")
     assert config.discovery.mdns is False
     assert config.plugins.disable == ("a", "b")
     assert config.plugins.allow == ("c",)
@@ -65,6 +68,8 @@ def test_plugin_tables_are_kept_for_the_plugins(tmp_path: Path) -> None:
         ("[plugins]\nstrict = 'perhaps'\n", "strict"),
         ("plugins = 3\n", "must be a table"),
         ("[node]\ndownloads = 'here'\n", "not an absolute path"),
+        ("[node]\ntransports = ['pigeon']\n", "transports"),
+        ("[node]\ntransports = []\n", "transports"),
     ],
 )
 def test_mistakes_in_the_file_are_named(tmp_path: Path, text: str, says: str) -> None:
