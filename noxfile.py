@@ -95,6 +95,13 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def kills(session: nox.Session) -> None:
+    """Kill nodes 50 times while messages flow: none lost, none twice."""
+    test = "tests/hostile/test_message_kills.py"
+    session.run(PYTHON, "-m", "pytest", test, *session.posargs, env={"SDNET_TEST_KILLS": "50"})
+
+
+@nox.session
 def bench_messages(session: nox.Session) -> None:
     """Measure messages between two nodes beside stock py-libp2p's echo; takes `-- --quick`."""
     session.run(PYTHON, "-m", "benchmarks.bench_messages", *session.posargs)
