@@ -63,6 +63,7 @@ class Transaction:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._slots: dict[bytes, _Slot] = {}
+        self._absent: set[bytes] = set()
         self._claims: dict[bytes, set[bytes]] = {}
         self._settings_changed = False
         self._ours: list[Operation] = []
@@ -92,6 +93,7 @@ class Transaction:
             self._check_unique([o for o in operations if isinstance(o, Put)])
         sequence = self._head().sequence + 1
         seen = self._seen()
+        self.prefetch(store.key(o.kind, o.id) for o in operations if not isinstance(o, Membership))
         for operation in operations:
             stamp = store.clock.follow() if self._ours else store.clock.take()
             if not self._ours:
@@ -215,7 +217,8 @@ class Transaction:
 
     def prefetch(self, keys: Iterable[bytes]) -> None:
         """Read entries that are about to be needed."""
-        wanted = [key for key in dict.fromkeys(keys) if key not in self._slots]
+        wanted = [key for key in dict.fromkeys(keys) if key not in self._slots and key not in self._absent]
+        self._absent.update(wanted)
         for start in range(0, len(wanted), _CHUNK):
             chunk = wanted[start : start + _CHUNK]
             marks = ",".join("?" * len(chunk))
