@@ -120,6 +120,20 @@ def bench_sync(session: nox.Session) -> None:
 
 
 @nox.session
+def simulate(session: nox.Session) -> None:
+    """Simulate whole networks; takes `-- --seeds N`, and `-- --seed S --trace` to replay one. Plants bugs without."""
+    session.run(PYTHON, "-m", "sdnet_core.testing.simulation", *session.posargs)
+    if not session.posargs:
+        session.run(PYTHON, "-m", "pytest", "tests/simulation", env={"SDNET_SIMULATE": "1"})
+
+
+@nox.session
+def net(session: nox.Session) -> None:
+    """Run the tests of daemons in network namespaces of their own; needs root, and here says so by failing."""
+    session.run(PYTHON, "-m", "pytest", "tests/e2e/net", *session.posargs, env={"SDNET_NET": "required"})
+
+
+@nox.session
 def simulate_sync(session: nox.Session) -> None:
     """Let replicas of a library converge in 2,000 random histories: partitions, repetitions, restarts, clock steps."""
     session.run(*PYTEST, "plugins/sdnet_sync/tests/test_convergence.py", env={"SDNET_SYNC_CASES": "2000"})
