@@ -104,7 +104,8 @@ def _port_of(address: str) -> tuple[str, int] | None:
     parts = address.strip("/").split("/")
     if len(parts) < 4 or not parts[3].isdigit():
         return None
-    return f"{parts[0]}/{parts[2]}", int(parts[3])
+    # With what follows the port: TCP and WebSocket listen on ports of their own.
+    return "/".join((parts[0], parts[2], *parts[4:])), int(parts[3])
 
 
 def _with_port(address: str, ports: dict[str, int]) -> str:

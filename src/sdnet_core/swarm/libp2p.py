@@ -215,8 +215,13 @@ class Libp2pSwarm(Swarm):
         self._check_running()
         reasons: list[str] = []
         possible: list[Multiaddr] = []
+        places: dict[str, str] = {}
         for address in addresses:
             multiaddr = _parse(address)
+            place = address.removesuffix("/ws")
+            if places.setdefault(place, address) != address and not place.endswith("/tcp/0"):
+                # The library shares ports, so half of the connections would reach the wrong one.
+                raise TransportError(f"{address} and {places[place]} cannot share a port.")
             try:
                 missing = check_listen(address)
             except PortInUseError as exc:

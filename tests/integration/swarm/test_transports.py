@@ -178,6 +178,17 @@ async def test_a_missing_address_is_a_warning(caplog: pytest.LogCaptureFixture) 
     assert "not listening on /ip4/203.0.113.7/tcp/0/ws" in caplog.text
 
 
+async def test_tcp_and_websocket_cannot_share_a_port() -> None:
+    async with running(WS) as b, running() as a:
+        with pytest.raises(TransportError, match="in use"):
+            await a.listen([b.addresses[0].removesuffix("/ws")])
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            free = probe.getsockname()[1]
+        with pytest.raises(TransportError, match="cannot share a port"):
+            await a.listen([f"/ip4/127.0.0.1/tcp/{free}", f"/ip4/127.0.0.1/tcp/{free}/ws"])
+        assert not a.addresses
+
+
 @pytest.mark.parametrize("transports", [(), ("tcp", "tcp"), ("quic",)])
 def test_unknown_transports_are_refused(transports: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="one or more of tcp, ws"):
