@@ -148,7 +148,8 @@ def test_after_a_cut_all_that_was_written_counts(tmp_path: Path) -> None:
 def crash(made: Landing) -> None:
     """What a killed process leaves: what was flushed."""
     made.flush()
-    os.close(made._file)
+    assert made._file is not None
+    made._file.close()
     made._current = None
     made._open_files.close()
 

@@ -34,6 +34,8 @@ PREAMBLE_BYTES = EPOCH_ID_BYTES + 8 + TAG_BYTES
 _OPEN, _DATA, _END = range(3)
 _HEADER_BYTES = 4
 _READ_BYTES = 65536
+_LARGE_BYTES = 65536
+"""Records from this size on are sealed apart from their header and gathered in a buffer that is used again."""
 _CLOSE_TIMEOUT_S = 5.0
 
 _Buffer = bytes | bytearray | memoryview
@@ -106,6 +108,13 @@ class _Direction:
         self._cipher.encrypt_into(self._nonce(), cast(bytes, view), self._context + header, target)
         return record
 
+    def seal_apart(self, kind: int, data: _Buffer) -> tuple[bytes, bytes]:
+        """Make a record as header and sealed data: a large one is not copied again on its way down."""
+        view = memoryview(data)
+        self.epoch.count_sent(view.nbytes)
+        header = (kind << 24 | view.nbytes + TAG_BYTES).to_bytes(_HEADER_BYTES, "big")
+        return header, self._cipher.encrypt(self._nonce(), view, self._context + header)
+
     def open(self, header: bytes, sealed: memoryview) -> bytes:
         """Open a record.
 
@@ -166,6 +175,7 @@ class SealedStream(SwarmStream):
         self._offset = 0
         self._header = b""
         self._body: bytearray | None = None
+        self._spare: bytearray | None = None
         self._filled = 0
         # What is left of a record that `receive` handed out in part.
         self._rest = memoryview(b"")
@@ -347,12 +357,20 @@ class SealedStream(SwarmStream):
 
     async def _send_sealed(self, kind: int, data: _Buffer = b"") -> None:
         """Seal and send one record; the caller holds the lock."""
+        large = len(data) >= _LARGE_BYTES
         try:
-            record = self._sender.seal(kind, data)
+            if large:
+                header, sealed = self._sender.seal_apart(kind, data)
+            else:
+                record = self._sender.seal(kind, data)
         except EncryptionError as error:
             await self._fail(error)
         # The first record carries the preamble along, so that opening a stream costs no frame of its own.
         preamble, self._preamble = self._preamble, b""
+        if large:
+            await self._write(preamble + header)
+            await self._write(sealed)
+            return
         await self._write(bytearray(preamble) + record if preamble else record)
 
     async def _write(self, data: bytes | bytearray) -> None:
@@ -382,8 +400,10 @@ class SealedStream(SwarmStream):
         try:
             while (sealed := self._gather()) is None:
                 await self._fill()
-            header, self._header, self._body = self._header, b"", None
+            header, body, self._header, self._body = self._header, self._body, b"", None
             data = self._receiver.open(header, sealed)
+            if body is not None and len(body) >= _LARGE_BYTES:
+                self._spare = body
         except (ProtocolError, EncryptionError) as error:
             await self._fail(error)
         if not data:
@@ -430,7 +450,9 @@ class SealedStream(SwarmStream):
                 sealed = memoryview(self._chunk)[self._offset : self._offset + length]
                 self._offset += length
                 return sealed
-            self._body, self._filled = bytearray(length), 0
+            spare, self._spare = self._spare, None
+            self._body = spare if spare is not None and len(spare) == length else bytearray(length)
+            self._filled = 0
         part = memoryview(self._chunk)[self._offset : self._offset + len(self._body) - self._filled]
         self._body[self._filled : self._filled + len(part)] = part
         self._filled += len(part)

@@ -22,6 +22,7 @@ from . import beneath, recovery
 from .journal import Journal, Mark, group_key, item_key
 from .messages import FileChunk, Item, ItemResume
 from .names import STAGING_PREFIX, printable
+from .part import PartWriter
 
 __all__ = ["DiskFullError", "Landing", "MismatchError", "remove_staging", "staging_name"]
 
@@ -134,7 +135,7 @@ class Landing:
         self._whole: dict[int, bytes] = {}
         self._partial: dict[int, tuple[int, blake3]] = {}
         self._current: int | None = None
-        self._file = -1
+        self._file: PartWriter | None = None
         self._hasher = blake3()
         self._position = 0
         self._marked = 0
@@ -285,21 +286,24 @@ class Landing:
             length, hasher = 0, blake3()
         self._partial.pop(index, None)
         mode = 0o777 if item.executable else 0o666
-        self._file = os.open(recovery.part_name(self._keys[index]), _PART, mode, dir_fd=self._staging)
+        descriptor = os.open(recovery.part_name(self._keys[index]), _PART, mode, dir_fd=self._staging)
+        self._file = PartWriter(descriptor, length, direct=item.size >= SYNCED_SIZE_BYTES)
         self._current = index
         self._hasher = hasher
         self._position = self._marked = length
         if not length:
-            os.ftruncate(self._file, 0)
+            os.ftruncate(descriptor, 0)
             self._journal.add(Mark.PART, self._keys[index], 0, blake3().digest())
 
     def _append(self, chunk: FileChunk) -> None:
+        assert self._file is not None
         if chunk.data:
-            beneath.write_all(self._file, chunk.data, chunk.offset)
+            self._file.write(chunk.data)
             self._hasher.update(chunk.data)
             self._position += len(chunk.data)
             self.done_bytes += len(chunk.data)
-            self._unsynced_bytes += len(chunk.data)
+            if not self._file.direct:
+                self._unsynced_bytes += len(chunk.data)
         if chunk.digest is not None:
             self._end(chunk.item, chunk.digest)
         elif self._position - self._marked >= MARK_BYTES:
@@ -313,13 +317,15 @@ class Landing:
     def _end(self, index: int, digest: bytes) -> None:
         item = self._items[index]
         name = recovery.part_name(self._keys[index])
+        assert self._file is not None
         if self._hasher.digest() != digest:
             self._close_file()
             os.unlink(name, dir_fd=self._staging)
             raise self._mismatch(index)
-        os.utime(self._file, ns=(item.mtime_ns, item.mtime_ns))
+        self._file.flush()
+        os.utime(self._file.descriptor, ns=(item.mtime_ns, item.mtime_ns))
         if item.size >= SYNCED_SIZE_BYTES:
-            os.fsync(self._file)
+            os.fsync(self._file.descriptor)
         else:
             self._note_unsynced(item)
         self._close_file()
@@ -348,8 +354,9 @@ class Landing:
         beneath.remove_tree(recovery.part_name(self._keys[index]), below=self._staging)
 
     def _close_file(self) -> None:
-        descriptor, self._file, self._current = self._file, -1, None
-        os.close(descriptor)
+        file, self._file, self._current = self._file, None, None
+        if file is not None:
+            file.close()
 
     def _note_unsynced(self, item: Item) -> None:
         if self._unsynced is not None:
@@ -422,10 +429,10 @@ class Landing:
 
     def take_sync(self) -> int | None:
         """When enough was written: a new descriptor of the open file, to be synced and closed in another thread."""
-        if self._unsynced_bytes < SYNC_BYTES or self._current is None:
+        if self._unsynced_bytes < SYNC_BYTES or self._file is None:
             return None
         self._unsynced_bytes = 0
-        return os.dup(self._file)
+        return os.dup(self._file.descriptor)
 
     def finish(self) -> None:
         """Give the rest its final names; everything is safe on disk when this returns.
@@ -438,12 +445,13 @@ class Landing:
     def close(self) -> None:
         """Let go, keeping what is held for another attempt."""
         with self._open_files:
-            if self._current is None:
+            if self._file is None:
                 return
             try:
-                self._mark()
                 # A full disk may refuse even this; the entries before it count then.
                 with contextlib.suppress(OSError):
+                    self._file.flush()
+                    self._mark()
                     self._journal.flush()
             finally:
                 self._close_file()

@@ -22,8 +22,10 @@ from .transfer import TransferState
 
 __all__ = ["Cancelled", "SendOutcome", "Sending"]
 
-_BUFFERS = 3
-"""Records in memory at once: one being read and hashed, one waiting, one being sealed and sent."""
+_BUFFERS = 6
+"""Records in memory at once: some being read and hashed, some waiting, one being sealed and sent."""
+_FILLED_AT_ONCE = 3
+"""Most records read and hashed by one call into a thread."""
 _LAST_WORDS_S = 1.0
 
 
@@ -159,10 +161,14 @@ class Sending(Conversation):
     ) -> None:
         with take_empty, give_full, contextlib.suppress(anyio.BrokenResourceError):  # nobody sends any more
             async for buffer in take_empty:
-                filled = await self._run_blocking(reader.fill, buffer)
-                if not filled.length:
-                    return
-                await give_full.send((buffer, filled))
+                buffers = [buffer]
+                with contextlib.suppress(anyio.WouldBlock):
+                    while len(buffers) < _FILLED_AT_ONCE:
+                        buffers.append(take_empty.receive_nowait())
+                for buffer, filled in zip(buffers, await self._run_blocking(reader.fill_all, buffers), strict=False):
+                    if not filled.length:
+                        return
+                    give_full.send_nowait((buffer, filled))
 
     async def _await_cancel(self) -> None:
         await self._cancelled.wait()

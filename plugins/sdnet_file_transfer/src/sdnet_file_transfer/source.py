@@ -15,6 +15,7 @@ from sdnet_core.errors import InvalidRequestError
 
 from . import messages as m
 from .names import InvalidNameError, check_component, check_path, numbered, printable
+from .part import PAGE_BYTES
 from .recovery import hash_file
 
 __all__ = ["Left", "Manifest", "SourceReader", "scan"]
@@ -153,6 +154,14 @@ class Filled:
     done_items: int
 
 
+def _length(position: int, room: int, size: int) -> int:
+    """How much of a file comes next: all that fits, ending at a page, so that the other side can write whole pages."""
+    end = min(size, position + room)
+    if end < size and end - end % PAGE_BYTES > position:
+        end -= end % PAGE_BYTES
+    return end - position
+
+
 class _ChangedError(Exception):
     """The file is not what it was, or cannot be read."""
 
@@ -194,8 +203,17 @@ class SourceReader:
             left = self._manifest.items[self._item].size - self._position
             if used > 1 and (room < _LITTLE_ROOM or room < left <= len(view) // 2):
                 break  # a file that fits into the next record is not cut
-            used += self._segment(view[used:], min(room, left))
+            used += self._segment(view[used:], room)
         return Filled(used if used > 1 else 0, self.done_bytes, self.done_items)
+
+    def fill_all(self, buffers: Sequence[bytearray]) -> list[Filled]:
+        """Fill several records, the last of which is empty when everything was read."""
+        filled: list[Filled] = []
+        for buffer in buffers:
+            filled.append(self.fill(buffer))
+            if not filled[-1].length:
+                break
+        return filled
 
     def _choose(self) -> bool:
         """Go to the next file that has something to send, without opening it."""
@@ -215,12 +233,12 @@ class SourceReader:
             return True
         return False
 
-    def _segment(self, view: memoryview, length: int) -> int:
+    def _segment(self, view: memoryview, room: int) -> int:
         item = self._manifest.items[self._item]
         try:
             if self._file < 0:
                 self._begin(item)
-                length = min(length, item.size - self._position)
+            length = _length(self._position, room, item.size)
             start = m.SEGMENT_HEADER.size
             data = view[start : start + length]
             self._read(data)

@@ -1,0 +1,100 @@
+"""Growing files written past the page cache, and what happens where that does not work."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdnet_file_transfer import part
+from sdnet_file_transfer.part import PAGE_BYTES, PartWriter
+
+
+def writer(path: Path, position: int = 0, *, direct: bool = True) -> PartWriter:
+    return PartWriter(os.open(path, os.O_RDWR | os.O_CREAT), position, direct=direct)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.sampled_from([1, 17, PAGE_BYTES - 1, PAGE_BYTES, 5 * PAGE_BYTES, 255 * PAGE_BYTES, 1 << 20])),
+    flush_every=st.integers(min_value=1, max_value=5),
+    start=st.sampled_from([0, 3, PAGE_BYTES]),
+)
+def test_the_file_holds_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], flush_every: int, start: int
+) -> None:
+    path = tmp_path_factory.mktemp("part") / "file"
+    expected = bytearray(os.urandom(start))
+    path.write_bytes(expected)
+    made = writer(path, start)
+    for number, size in enumerate(sizes):
+        data = os.urandom(size)
+        expected += data
+        made.write(memoryview(data))
+        if number % flush_every == 0:
+            made.flush()
+            assert path.stat().st_size == len(expected)
+    made.flush()
+    made.close()
+    assert path.read_bytes() == expected
+
+
+def test_at_most_a_mebibyte_waits(tmp_path: Path) -> None:
+    made = writer(tmp_path / "x")
+    for _ in range(5):
+        made.write(memoryview(os.urandom((1 << 20) - 7)))
+    assert (tmp_path / "x").stat().st_size >= 4 << 20
+    made.close()
+
+
+def test_a_disk_that_refuses_direct_writes_gets_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite = os.pwrite
+    refused = 0
+
+    def refusing(descriptor: int, data: memoryview, offset: int) -> int:
+        nonlocal refused
+        if part.fcntl.fcntl(descriptor, part.fcntl.F_GETFL) & part._DIRECT:
+            refused += 1
+            raise OSError(errno.EINVAL, "not aligned for this disk")
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", refusing)
+    made = writer(tmp_path / "x")
+    if not made.direct:
+        pytest.skip("no direct writes on this file system")
+    data = os.urandom(3 * 255 * PAGE_BYTES + 5)
+    made.write(memoryview(data))
+    made.flush()
+    made.close()
+    assert refused == 1
+    assert (tmp_path / "x").read_bytes() == data
+
+
+def test_after_a_full_disk_the_rest_can_still_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite = os.pwrite
+    full = True
+
+    def filling(descriptor: int, data: memoryview, offset: int) -> int:
+        if full and offset >= 2 * PAGE_BYTES:
+            raise OSError(errno.ENOSPC, "full")
+        return pwrite(descriptor, data[: 2 * PAGE_BYTES], offset)
+
+    monkeypatch.setattr(os, "pwrite", filling)
+    made = writer(tmp_path / "x")
+    data = os.urandom(6 * PAGE_BYTES)
+    with pytest.raises(OSError, match="full"):
+        made.write(memoryview(data))
+    full = False
+    made.flush()
+    made.close()
+    assert (tmp_path / "x").read_bytes() == data
+
+
+def test_an_odd_place_is_written_through_the_cache(tmp_path: Path) -> None:
+    made = writer(tmp_path / "x", 5)
+    assert not made.direct
+    made.close()
