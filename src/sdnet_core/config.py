@@ -71,7 +71,8 @@ class ConnectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """``[connections]``; times in seconds
 
     :param max_connections: connections held at once.
-    :param reconnect_min_s: first pause between attempts; it doubles, with jitter, up to ``reconnect_max_s``.
+    :param reconnect_min_s: first pause between attempts; it doubles, with jitter, up to ``reconnect_max_s``;
+        with few devices it stays shorter.
     :param keepalive_misses: unanswered keepalives after which a connection counts as lost.
     """
 

@@ -118,6 +118,7 @@ class PersistentConnectionManager:
             await_answers=self._maker.await_answers,
             hang_up=self._hang_up_unused,
             slots=anyio.Semaphore(MAX_ATTEMPTS_AT_ONCE),
+            count_devices=lambda: len(self._supervisors),
         )
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:

@@ -40,6 +40,10 @@ STABLE_S = 5.0
 """A connection that lasted less does not count as a success when the next pause is chosen."""
 HOLD_PAUSES = 5
 """A device whose connection made room for another is left alone for this many of the longest pauses, unless needed."""
+SOON_S = 7.0
+SOON_PER_DEVICE_S = 0.5
+"""With few devices the pauses stay shorter than they may be, so that a network that heals is soon noticed: no longer
+than `SOON_S`, or than this for each device, if the device itself has no other setting."""
 MAX_FRESH_STARTS = 4
 """How often one attempt begins anew because another address of the device has turned up."""
 
@@ -62,6 +66,7 @@ class Surroundings:
     :param reached: makes a session over the connection that was dialled.
     :param await_answers: waits while the other side is making one itself.
     :param hang_up: closes the connection to a device that took no session, unless somebody else uses it.
+    :param count_devices: how many devices are supervised.
     :param slots: bounds the attempts that go on at once to devices that nobody has seen or needs.
     """
 
@@ -80,6 +85,7 @@ class Surroundings:
     await_answers: Callable[[uuid.UUID], Awaitable[None]]
     hang_up: Callable[[PairedDevice], Awaitable[None]]
     slots: anyio.Semaphore
+    count_devices: Callable[[], int]
 
 
 @dataclass(eq=False, slots=True)
@@ -183,7 +189,7 @@ class Supervisor:
         await live.ended.wait()
         settings = around.settings
         if live.let_go:
-            hold_s = HOLD_PAUSES * self._limits(self._state().device)[1] * around.randomness.uniform(0.75, 1.25)
+            hold_s = HOLD_PAUSES * settings.reconnect_max_s * around.randomness.uniform(0.75, 1.25)
             self._held_until = around.clock.monotonic() + hold_s
         if around.clock.monotonic() - live.opened_at >= STABLE_S:
             self._pause_s = 0.0
@@ -298,8 +304,10 @@ class Supervisor:
         """The shortest and the longest pause, seconds."""
         config, settings = device.connection_config, self.around.settings
         low = settings.reconnect_min_s if config.reconnect_min_s is None else config.reconnect_min_s
-        high = settings.reconnect_max_s if config.reconnect_max_s is None else config.reconnect_max_s
-        return low, max(low, high)
+        if config.reconnect_max_s is not None:
+            return low, max(low, config.reconnect_max_s)
+        soon_s = max(SOON_S, SOON_PER_DEVICE_S * self.around.count_devices())
+        return low, max(low, min(settings.reconnect_max_s, soon_s))
 
     def _next_pause(self, device: PairedDevice) -> float:
         low, high = self._limits(device)
