@@ -322,11 +322,18 @@ class PersistentConnectionManager:
         if not self._maker.making(device.device_id) and not self._pool.uses(device.peer_id):
             await self._swarm.hang_up(device.peer_id)
 
+    def _displace(self, live: DeviceConnection) -> None:
+        """Let nothing more pass on a connection that makes room for another, but for a last word."""
+        live.let_go = True
+        self._part(live, "it made room for another device")
+
     async def _let_go(self, live: DeviceConnection) -> None:
         """End a connection to make room for another."""
-        live.let_go = True
-        await live.control.goodbye(GoodbyeReason.IDLE)
-        self._finish(live, "it made room for another device")
+        self._displace(live)
+        try:
+            await live.control.goodbye(GoodbyeReason.IDLE)
+        finally:
+            self._finish(live, live.reason)
         if not self._pool.uses(live.peer_id):
             await self._swarm.hang_up(live.peer_id)
 
@@ -370,12 +377,11 @@ class PersistentConnectionManager:
             )
         )
         self.changed()
-        supervisor = self._supervisors.get(live.device_id)
-        if supervisor is not None:
-            supervisor.wake()
+        self.reconsider(live.device_id)
         if len(self._pool) > self._pool.max_connections and self._tasks is not None:
             least = self._pool.least_useful(but=live)
             if least is not None:
+                self._displace(least)
                 self._tasks.start_soon(self._let_go, least)
         return live
 

@@ -33,7 +33,7 @@ class ConnectionPool:
         return live.session in self._live
 
     def __len__(self) -> int:
-        return len(self._live)
+        return sum(not live.ended.is_set() for live in self._live.values())
 
     def add(self, live: DeviceConnection) -> None:
         """Take a connection in."""
@@ -57,7 +57,7 @@ class ConnectionPool:
 
     def has_room(self, device_id: uuid.UUID | None) -> bool:
         """Whether a device may be connected without another one having to go."""
-        if len(self._live) < self.max_connections:
+        if len(self) < self.max_connections:
             return True
         return any(live.device_id == device_id for live in self._live.values())
 
@@ -77,7 +77,7 @@ class ConnectionPool:
 
     def next_waiting(self) -> uuid.UUID | None:
         """The device that has waited for room the longest, if there is room; it waits no more."""
-        if not self._waiting or len(self._live) >= self.max_connections:
+        if not self._waiting or len(self) >= self.max_connections:
             return None
         device_id = next(iter(self._waiting))
         del self._waiting[device_id]
