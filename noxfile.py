@@ -89,6 +89,15 @@ def test(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site into build/site with strict links; `nox -s docs -- --write` rewrites the generated pages first."""
+    if "--write" in session.posargs:
+        session.run(PYTHON, "tools/reference.py")
+    session.run(PYTHON, "-m", "mkdocs", "build", "--strict", "--quiet", env={"NO_MKDOCS_2_WARNING": "1"})
+    session.run(PYTHON, "-m", "pytest", "tests/test_docs.py", "-q")
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Let two devices on this machine pair, talk and send files."""
     session.run(PYTHON, "tools/demo.py", *session.posargs)

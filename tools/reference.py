@@ -1,0 +1,200 @@
+"""Writes the pages of docs/reference that follow from the code: commands, settings, hooks, errors.
+
+`python tools/reference.py` writes them; `tests/test_docs.py` checks that they are in step.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from sdnet_core import config, errors, hookspecs
+from sdnet_core.cli.main import core_commands, sdnet
+
+FOLDER = Path(__file__).parent.parent / "docs" / "reference"
+NOTE = "<!-- Written by tools/reference.py; change the code's own texts instead. -->\n\n"
+
+WHAT_TO_DO = {
+    "NetworkingError": "Read the message; the log (`sdnet status` says where) has more.",
+    "ConfigurationError": "Correct the setting that the message names: the file, the variable or the argument.",
+    "InvalidRequestError": "Correct the request; the message says which part.",
+    "ConflictError": "Look at the state the message names, and do what it needs first.",
+    "NotFoundError": "List what there is, and use an id from the list.",
+    "DeviceNotFoundError": "`sdnet devices` lists the paired devices; give more of the name or id if several fit.",
+    "NotRunningError": "`sdnet start`, with the same `--instance`.",
+    "AlreadyRunningError": "Use the node that runs, or `sdnet stop` it; two nodes need two instances.",
+    "TransportError": "Check the addresses in `[node] listen`, the firewall, and whether a port is taken.",
+    "ConnectionFailedError": "Is the other device on, and its node running? It is tried again by itself.",
+    "NetworkTimeoutError": "Try again; if it lasts, `sdnet ping` says whether the device answers at all.",
+    "ProtocolError": "Update sdnet and its plugins on both devices; the message says which protocol.",
+    "SerializationError": "As a protocol error. From the disk: the store's recovery has told what it did.",
+    "AuthenticationFailedError": "Do not go on. Compare fingerprints; pair anew if a device was set up afresh.",
+    "RefusedError": "Ask the person at the other device, or its settings; trust may have been lowered.",
+    "TryLaterError": "Nothing: it is tried again.",
+    "EncryptionError": "On disk: wrong passphrase or changed files; restore a backup. On the wire: it was cut off.",
+    "StorageError": "Check the disk's space and the folder's permissions; the message names the file.",
+    "PluginError": "`sdnet plugins` says which plugin and why; `sdnet plugin check NAME` says more.",
+}
+
+
+def pages() -> dict[str, str]:
+    """The text of every page, by its file's name."""
+    return {
+        "commands.md": NOTE + commands(),
+        "configuration.md": NOTE + configuration(),
+        "hooks.md": NOTE + hooks(),
+        "errors.md": NOTE + error_list(),
+    }
+
+
+def commands() -> str:
+    """Every command of the core."""
+    lines = [
+        "# Commands\n",
+        "All commands of the core, as `--help` describes them; plugins add theirs. What they have in common is on "
+        "[the command line](cli.md).\n",
+    ]
+    root = click.Context(sdnet, info_name="sdnet")
+
+    def add(command: click.Command, context: click.Context) -> None:
+        lines.append(f"## `{context.command_path}`\n")
+        usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+        lines.append(f"```text\n{usage}\n```\n")
+        lines.append(inspect.cleandoc(command.help or "").replace("\b\n", "") + "\n")
+        options = [p for p in command.get_params(context) if isinstance(p, click.Option) and not p.hidden]
+        rows = [record for p in options if "--help" not in p.opts and (record := p.get_help_record(context))]
+        if rows:
+            lines.append("| option | does |\n|---|---|")
+            lines.extend(f"| `{_cell(name)}` | {_cell(text)} |" for name, text in rows)
+            lines.append("")
+        if isinstance(command, click.Group):
+            for name in command.list_commands(context):
+                child = command.get_command(context, name)
+                if child is not None and not child.hidden:
+                    add(child, click.Context(child, info_name=name, parent=context))
+
+    for name in sorted(core_commands()):
+        command = sdnet.get_command(root, name)
+        if command is not None:
+            add(command, click.Context(command, info_name=name, parent=root))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def configuration() -> str:
+    """Every key of the configuration file."""
+    lines = [
+        "# Settings\n",
+        "The file is `config.toml` in the platform's configuration folder (`~/.config/sdnet/<instance>/` on Linux) or, "
+        "with `SDNET_HOME`, in `$SDNET_HOME/<instance>/`. A variable `SDNET_<SECTION>_<KEY>` overrides it; arguments "
+        "override both. A node reads its settings when it starts.\n",
+    ]
+    for name in sorted(config._SECTIONS):
+        lines.append(_section(name, config._SECTIONS[name]))
+    lines.append(_section("plugins", config.PluginSettings, skip={"tables"}))
+    lines.append("Each plugin's own table is `[plugins.<name>]`; its README says what it holds.")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(name: str, type_: type[msgspec.Struct], skip: frozenset[str] | set[str] = frozenset()) -> str:
+    document = inspect.getdoc(type_) or ""
+    lines = [f"## `[{name}]`\n", "| key | type | default | meaning |", "|---|---|---|---|"]
+    for item in msgspec.structs.fields(type_):
+        if item.name in skip:
+            continue
+        found = re.search(rf":param {item.name}: (.*?)(?=\n:param|\Z)", document, re.DOTALL)
+        text = " ".join(found[1].split()) if found else item.name.removesuffix("_s").replace("_", " ").capitalize()
+        if item.name.endswith("_s") and "second" not in text:
+            text = text.rstrip(".") + ", seconds"
+        default = item.default if item.default is not msgspec.NODEFAULT else item.default_factory()
+        lines.append(f"| `{item.name}` | {_type(item.type)} | {_value(default)} | {_cell(text.replace('``', '`'))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _type(type_: Any) -> str:
+    text = str(type_)
+    names = {
+        "tuple": "list of texts",
+        "Literal": "one of a few words",
+        "bool": "true or false",
+        "int": "whole number",
+        "float": "number",
+        "str": "text",
+    }
+    return next((name for key, name in names.items() if key in text), "value")
+
+
+def _value(value: Any) -> str:
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return f"`{str(value).lower()}`"
+        case tuple() | list():
+            return f"`[{', '.join(repr(item).replace(chr(39), chr(34)) for item in value)}]`"
+        case str():
+            return f'`"{value}"`'
+        case _:
+            return f"`{value}`"
+
+
+def hooks() -> str:
+    """Every hook, and the records they return."""
+    lines = ["# Hooks\n", _ticks(inspect.cleandoc(hookspecs.__doc__ or "").split("\n\nExample")[0]) + "\n"]
+    for name, function in vars(hookspecs.SdnetSpecs).items():
+        if name.startswith("sdnet_"):
+            parameters = ", ".join(p for p in inspect.signature(function).parameters if p != "self")
+            lines.append(f"## `{name}({parameters})`\n\n{_prose(function)}\n")
+    lines.append("# Records\n")
+    from sdnet_core.protocols.handler import Capability, ProtocolSpec
+
+    for record in (ProtocolSpec, Capability, *(getattr(hookspecs, n) for n in hookspecs.__all__ if n[0].isupper())):
+        if inspect.isclass(record) and record is not hookspecs.SdnetSpecs:
+            lines.append(f"## `{record.__name__}`\n\n{_prose(record)}\n")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def error_list() -> str:
+    """Every error and what to do about it."""
+    lines = [
+        "# Errors\n",
+        "Every one is a `NetworkingError` of `sdnet_core.errors`. The code is the end of `type` in a problem document "
+        "of the [local API](local-api.md).\n",
+        "| error | code | HTTP | exit | what happened | what to do |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in ("NetworkingError", *sorted(set(errors.__all__) - {"NetworkingError"})):
+        error = getattr(errors, name)
+        what = " ".join((inspect.getdoc(error) or "").split("\n\n")[0].split())
+        lines.append(
+            f"| `{name}` | `{error.code}` | {error.http_status} | {error.exit_code} | {_cell(what)} "
+            f"| {_cell(WHAT_TO_DO[name])} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _prose(thing: Any) -> str:
+    """A docstring as Markdown."""
+    text = inspect.getdoc(thing) or ""
+    text = re.sub(r"Example::\n\n((?:    .*\n?|\n)+)", lambda m: f"```python\n{inspect.cleandoc(m[1])}\n```\n\n", text)
+    text = re.sub(r"^:param (\w+): ", r"- `\1`: ", text, flags=re.MULTILINE)
+    text = re.sub(r"^:(returns|raises)\s*(\w*): ", r"- *\1* \2: ", text, flags=re.MULTILINE)
+    text = re.sub(r"\n(- )", r"\n\n\1", text, count=1)
+    return _ticks(text)
+
+
+def _ticks(text: str) -> str:
+    return re.sub(r"(?<!`)``(?!`)", "`", text)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
