@@ -260,7 +260,8 @@ class Landing:
         item = self._items[chunk.item]
         if blake3(chunk.data).digest() != chunk.digest:
             raise self._mismatch(chunk.item)
-        self._forget(chunk.item)
+        if chunk.item in self._whole:  # held, but its sender begins anew; a part of it would have gone to `_begin`
+            self._forget(chunk.item)
         mode = 0o777 if item.executable else 0o666  # less what the umask takes
         descriptor = os.open(item.path[-1], _CREATE, mode, dir_fd=self._folders.get(item.path[:-1]))
         try:

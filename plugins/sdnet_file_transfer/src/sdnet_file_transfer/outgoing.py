@@ -24,6 +24,8 @@ __all__ = ["Outgoing", "describe"]
 _CONNECT_TIMEOUT_S = 15.0
 _MIN_PAUSE_S = 0.5
 _MAX_PAUSE_S = 30.0
+_FRESH_S = 2.0
+"""So old may a list of the files be; a file that changed meanwhile is noticed when it is opened."""
 _MAX_SHORT_ATTEMPTS = 8
 """So many times in a row a connected device may end the conversation before it answers."""
 
@@ -33,10 +35,17 @@ class Outgoing:
 
     :param slots: limits how many send at once.
     :param woken: gives an event that is set when the device is connected again.
+    :param manifest: what was found on the disk just now; the first attempt need not look again if it begins at once.
     """
 
     def __init__(
-        self, ctx: PluginContext, job: Job, *, slots: anyio.Semaphore, woken: Callable[[uuid.UUID], anyio.Event]
+        self,
+        ctx: PluginContext,
+        job: Job,
+        *,
+        slots: anyio.Semaphore,
+        woken: Callable[[uuid.UUID], anyio.Event],
+        manifest: Manifest | None = None,
     ) -> None:
         self._ctx = ctx
         self._job = job
@@ -44,6 +53,8 @@ class Outgoing:
         self._woken = woken
         self._sending: Sending | None = None
         self._answered = False
+        self._manifest = manifest
+        self._scanned_at = ctx.clock.monotonic()
 
     def cancel(self, reason: str) -> bool:
         """Cancel in order if a conversation is under way.
@@ -99,8 +110,10 @@ class Outgoing:
         if job.transfer.state is not TransferState.QUEUED:
             job.enter(TransferState.QUEUED)
         async with self._slots:
-            manifest = await self._ctx.run_blocking(scan, [Path(path) for path in job.transfer.paths])
-            describe(job, manifest)
+            manifest, self._manifest = self._manifest, None
+            if manifest is None or self._ctx.clock.monotonic() - self._scanned_at > _FRESH_S:
+                manifest = await self._ctx.run_blocking(scan, [Path(path) for path in job.transfer.paths])
+                describe(job, manifest)
             stream = await self._ctx.open_stream(device.device_id, PROTOCOL_NAME)
             try:
                 self._sending = Sending(

@@ -24,7 +24,7 @@ from .config import FileTransferConfig
 from .incoming import Incoming
 from .jobs import Job, JobRecord, JobStore
 from .outgoing import Outgoing, describe
-from .source import scan
+from .source import Manifest, scan
 from .transfer import Transfer, TransferState
 
 __all__ = ["FileTransferService"]
@@ -89,12 +89,14 @@ class FileTransferService:
     def _wake_event(self, device_id: uuid.UUID) -> anyio.Event:
         return self._woken.setdefault(device_id, anyio.Event())
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: Job, manifest: Manifest | None = None) -> None:
         if self._tasks is None or self._slots is None:
             raise ConflictError("The file transfer service is not running.")
         job.idle = anyio.Event()
         job.scope = anyio.CancelScope()
-        outgoing = self._outgoing[job.id] = Outgoing(self._ctx, job, slots=self._slots, woken=self._wake_event)
+        outgoing = self._outgoing[job.id] = Outgoing(
+            self._ctx, job, slots=self._slots, woken=self._wake_event, manifest=manifest
+        )
         self._tasks.start_soon(self._run_outgoing, job, outgoing)
 
     async def _run_outgoing(self, job: Job, outgoing: Outgoing) -> None:
@@ -222,7 +224,7 @@ class FileTransferService:
         self._jobs[transfer_id] = job
         try:
             await self._store.save(job.record)
-            self._start(job)
+            self._start(job, manifest)
         except BaseException:
             self._jobs.pop(transfer_id, None)
             raise
