@@ -111,6 +111,12 @@ def kills(session: nox.Session) -> None:
 
 
 @nox.session
+def bench_files(session: nox.Session) -> None:
+    """Measure copies of files beside scp, rsync and others; takes `-- --quick|--case NAME|--tool NAME`."""
+    session.run(PYTHON, "-m", "benchmarks.bench_files", *session.posargs)
+
+
+@nox.session
 def bench_messages(session: nox.Session) -> None:
     """Measure messages between two nodes beside stock py-libp2p's echo; takes `-- --quick`."""
     session.run(PYTHON, "-m", "benchmarks.bench_messages", *session.posargs)
