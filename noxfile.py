@@ -98,6 +98,12 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def thirdparty(session: nox.Session) -> None:
+    """Install the examples beside the core's wheel in clean environments and run their tests there."""
+    session.run(PYTHON, "-m", "pytest", "tests/packaging/test_thirdparty.py", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Let two devices on this machine pair, talk and send files."""
     session.run(PYTHON, "tools/demo.py", *session.posargs)

@@ -62,14 +62,19 @@ class AsyncioCore:
         try:
             self._core = await asyncio.shield(asyncio.wrap_future(self._node.started))
         except BaseException:
-            self._node.stop()
-            await _uncancelled(self._node.ended)
+            await self._end()
             raise
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        await self._end()
+
+    async def _end(self) -> None:
         self._node.stop()
-        await _uncancelled(self._node.ended)
+        try:
+            await _uncancelled(self._node.ended)
+        finally:
+            self._node.join()
 
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call any function, plain or async, in the node's thread.

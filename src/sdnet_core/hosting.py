@@ -155,6 +155,10 @@ class NodeThread:
             if self._token is not None and self._stop is not None:
                 self._token.run_sync_soon(self._stop.set)
 
+    def join(self) -> None:
+        """Wait for the thread to end; once `ended` is done that takes no time to speak of."""
+        self._thread.join()
+
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> _Call[Any]:
         """Begin a call in the node's task group; its future gives the result.
 
@@ -288,6 +292,8 @@ class SyncCore:
 
     def __exit__(self, *exc_info: object) -> None:
         self._node.stop()
+        concurrent.futures.wait([self._node.ended])
+        self._node.join()
         self._node.ended.result()
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

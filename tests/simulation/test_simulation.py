@@ -32,6 +32,12 @@ def test_nothing_breaks_whatever_happens(first: int) -> None:
     assert found == {}
 
 
+@pytest.mark.parametrize("seed", [109, 188])
+def test_what_was_found_once_is_not_found_again(seed: int) -> None:
+    # A sender crashed between an answer and its removal from the outbox, and the receiver had been told to forget.
+    assert run_seed(seed).violations == ()
+
+
 def test_a_crowd_settles() -> None:
     outcome = run_seed(4, nodes=20)
     assert outcome.violations == ()

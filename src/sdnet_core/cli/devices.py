@@ -85,11 +85,13 @@ def info(cli: Cli, device: str, as_json: bool) -> None:
         ("system", f"{found['os']}, sdnet {found['version']}"),
         ("trust", found["trust"]),
         ("state", found["state"] + (f": {found['reason']}" if found["reason"] else "")),
+        ("way to it", found["connection_state"]),
         ("last error", "" if found["last_error"] == found["reason"] else found["last_error"]),
         ("paired", format_time(found["paired_at"])),
         ("last seen", "now" if found["connected"] else format_time(found["last_seen"])),
         ("known addresses", ", ".join(found["known_addresses"])),
         ("connected at", found["address"]),
+        ("transport", connection.get("transport", "")),
         ("connected since", format_time(connection["connected_at"]) if connection else ""),
         ("dialled by", {"us": "this device", "them": "the other device"}.get(connection.get("dialled_by", ""), "")),
         ("round trip", f"{latency_s * 1000:.2f} ms" if latency_s is not None else ""),
@@ -156,6 +158,28 @@ def rename(cli: Cli, device: str, name: str | None, reset: bool, as_json: bool) 
         raise click.UsageError("Give a new name, or --reset.")
     renamed = cli.client.post(f"/devices/{quote_segment(device)}/rename", {"name": name})
     _say(cli, as_json, renamed, f"{renamed['own_name']} is called {renamed['name']} here.")
+
+
+@devices.command(
+    epilog="\b\nExamples:\n  sdnet devices configure nas --address /ip4/192.0.2.7/tcp/4001\n"
+    "  sdnet devices configure phone --no-auto-connect"
+)
+@click.argument("device")
+@click.option("--auto-connect/--no-auto-connect", default=True, help="Connect whenever possible, or only when needed.")
+@click.option("--address", "addresses", multiple=True, help="Always look for it here, too; may be given several times.")
+@click.option("--transport", "transports", multiple=True, help="Preferred one, such as tcp or ws; the first one first.")
+@click.option("--pause-min", "reconnect_min_s", type=float, help="First pause between attempts, seconds.")
+@click.option("--pause-max", "reconnect_max_s", type=float, help="Longest pause between attempts, seconds.")
+@click.option("--keepalive", "keepalive_interval_s", type=float, help="Seconds without a sign before one is given.")
+@click.option("--misses", "keepalive_misses", type=int, help="Keepalives missed before the connection counts as lost.")
+@json_option
+@pass_cli
+def configure(cli: Cli, /, device: str, as_json: bool, **options: Any) -> None:
+    """Choose how DEVICE is connected. What is not given is as for all devices."""
+    body = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    changed = cli.client.post(f"/devices/{quote_segment(device)}/connection", body)
+    when = "whenever possible" if changed["auto_connect"] else "when it is needed"
+    _say(cli, as_json, changed, f"{changed['name']} is connected {when}.")
 
 
 @devices.command(epilog="\b\nExamples:\n  sdnet devices forget 'old laptop'")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
+from ..devices.records import ConnectionConfig
 from ..devices.trust import Trust
 from ..errors import InvalidRequestError
 from ..hookspecs import ApiRequest, Route
@@ -27,6 +28,16 @@ class _NameBody(msgspec.Struct, forbid_unknown_fields=True):
     name: Annotated[str, msgspec.Meta(max_length=256)] | None
 
 
+class _ConnectionBody(msgspec.Struct, forbid_unknown_fields=True):
+    auto_connect: bool = True
+    transports: Annotated[list[Annotated[str, msgspec.Meta(max_length=32)]], msgspec.Meta(max_length=8)] = []
+    addresses: Annotated[list[Annotated[str, msgspec.Meta(max_length=256)]], msgspec.Meta(max_length=16)] = []
+    reconnect_min_s: Annotated[float, msgspec.Meta(gt=0, le=1e9)] | None = None
+    reconnect_max_s: Annotated[float, msgspec.Meta(gt=0, le=1e9)] | None = None
+    keepalive_interval_s: Annotated[float, msgspec.Meta(gt=0, le=1e9)] | None = None
+    keepalive_misses: Annotated[int, msgspec.Meta(ge=1, le=100)] | None = None
+
+
 class TrustRoutes:
     """They all act on one node."""
 
@@ -39,6 +50,9 @@ class TrustRoutes:
             Route(method="POST", path="/devices/{ref}/trust", endpoint=self.trust, summary="Trust it more or less"),
             Route(method="POST", path="/devices/{ref}/revoke", endpoint=self.revoke, summary="Cut it off for good"),
             Route(method="POST", path="/devices/{ref}/rename", endpoint=self.rename, summary="Its name on this device"),
+            Route(
+                method="POST", path="/devices/{ref}/connection", endpoint=self.connection, summary="How it is connected"
+            ),
             Route(method="DELETE", path="/devices/{ref}", endpoint=self.forget, summary="End the pairing"),
             Route(method="GET", path="/approvals", endpoint=self.approvals, summary="Questions to a person"),
             Route(method="POST", path="/approvals/{id}/approve", endpoint=self.approve, summary="Say yes"),
@@ -63,6 +77,20 @@ class TrustRoutes:
         body = request.body_as(_NameBody)
         device = self._core.find_device(request.path["ref"])
         await self._core.rename_device(device.device_id, body.name)
+        return self._core.describe_device(device.device_id)
+
+    async def connection(self, request: ApiRequest) -> Any:
+        body = request.body_as(_ConnectionBody)
+        device = self._core.find_device(request.path["ref"])
+        config = ConnectionConfig(
+            transports=tuple(body.transports),
+            addresses=tuple(body.addresses),
+            reconnect_min_s=body.reconnect_min_s,
+            reconnect_max_s=body.reconnect_max_s,
+            keepalive_interval_s=body.keepalive_interval_s,
+            keepalive_misses=body.keepalive_misses,
+        )
+        await self._core.configure_connection(device.device_id, config, auto_connect=body.auto_connect)
         return self._core.describe_device(device.device_id)
 
     async def forget(self, request: ApiRequest) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
-from ..clock import SystemRandomness
+from ..clock import Clock, Runner, SystemRandomness, run_in_thread
 from ..devices.trust import Access
 from ..errors import NetworkingError, PluginError
 from ..events import PluginFailed, Subscription
@@ -115,6 +115,8 @@ async def check_protocol(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     works: Works | None = None,
     silence_s: float = 0.3,
+    clock: Clock | None = None,
+    runner: Runner = run_in_thread,
 ) -> ProtocolReport:
     """Attack a plugin's protocols, as a paired device and as a stranger, and check that its node still serves.
 
@@ -132,6 +134,7 @@ async def check_protocol(
     :param settings: the nodes' configuration by section.
     :param works: a conversation that must succeed, tried from the paired device after each attack.
     :param silence_s: the protocols' idle time-outs are shortened to this.
+    :param clock: the nodes' clock; with ``runner``, for virtual time.
     :returns: what was tried and what the node did.
     :raises AssertionError: something is wrong; the message is the whole report.
     :raises PluginError: the plugin does not load, or has no such protocol.
@@ -139,7 +142,7 @@ async def check_protocol(
     attempts: list[Attempt] = []
     async with AsyncExitStack() as stack:
         nodes = await stack.enter_async_context(
-            linked_nodes(3, plugins=[plugin, *plugins], paired=False, settings=settings)
+            linked_nodes(3, plugins=[plugin, *plugins], paired=False, settings=settings, clock=clock, runner=runner)
         )
         target = nodes[0]
         specs = _shorten(target, plugin, protocol_name, silence_s)

@@ -20,7 +20,8 @@ def why_not() -> str:
         return "network namespaces need root on Linux"
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         return f"not installed: {', '.join(missing)}"
-    attempt = ["unshare", "--net", "sh", "-c", "ip link add br0 type bridge && ip link add port1 type veth peer name lan0"]
+    links = "ip link add switch type bridge && ip link add port1 type veth peer name lan0"
+    attempt = ["unshare", "--net", "sh", "-c", links]
     done = subprocess.run(attempt, capture_output=True, text=True, check=False)
     return f"network namespaces cannot be made here: {done.stderr.strip()}" if done.returncode else ""
 

@@ -14,10 +14,12 @@ import anyio
 import msgspec
 import pytest
 
-from sdnet_core import NetworkingCore
+from sdnet_core import ApiRequest, NetworkingCore
 from sdnet_core.clock import SystemRandomness
+from sdnet_core.daemon.trust_routes import TrustRoutes
 from sdnet_core.devices.connection import transport_of
 from sdnet_core.devices.records import ConnectionConfig
+from sdnet_core.errors import InvalidRequestError
 from sdnet_core.events import ConnectionFailed, ConnectionLost, ConnectionStateChanged
 from sdnet_core.identity import NetworkIdentity
 from sdnet_core.testing import (
@@ -192,6 +194,21 @@ def test_a_device_that_does_not_connect_by_itself_does_when_it_is_needed(tmp_pat
                 assert connected(a) == ["b"]
 
     run_in_virtual_time(test)
+
+
+def test_a_person_chooses_how_a_device_is_connected() -> None:
+    async def test(nodes: LinkedNodes) -> None:
+        a, b = nodes
+        body = {"auto_connect": False, "addresses": ["/memory/7"], "keepalive_interval_s": 5}
+        request = ApiRequest(path={"ref": b.device_info.name}, body=body)
+        described = await TrustRoutes(a).connection(request)
+        assert described["auto_connect"] is False
+        assert described["connection_config"]["addresses"] == ("/memory/7",)
+        assert described["connection_config"]["keepalive_interval_s"] == 5
+        with pytest.raises(InvalidRequestError):
+            await TrustRoutes(a).connection(ApiRequest(path=request.path, body={"keepalive_misses": 0}))
+
+    in_virtual_time(test)
 
 
 def test_the_least_useful_connection_makes_room_and_is_not_made_again_at_once() -> None:

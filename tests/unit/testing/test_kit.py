@@ -127,7 +127,7 @@ async def test_a_conversation_that_fails_is_a_problem() -> None:
 def test_a_handler_that_clings_to_a_stream_is_found() -> None:
     async def attack() -> None:
         with pytest.raises(AssertionError, match="did not end with the stream"):
-            await check_protocol(plugin_with(ClingingHandler))
+            await check_protocol(plugin_with(ClingingHandler), clock=VirtualClock(), runner=run_inline)
 
     run_in_virtual_time(attack)
 
