@@ -1,7 +1,5 @@
 """Transfers between two whole nodes that are linked in memory."""
 
-from __future__ import annotations
-
 import json
 import os
 import uuid
