@@ -221,12 +221,12 @@ def parts(core: NetworkingCore) -> list[int]:
     return [path.stat().st_size for path in downloads(core).glob(".sdnet-partial-*/part-*")]
 
 
-def slow_down(nodes: LinkedNodes | Restartable, bytes_per_s: float | None = RATE) -> None:
+def slow_down(nodes: "LinkedNodes | Restartable", bytes_per_s: float | None = RATE) -> None:
     a, b = nodes
     nodes.network.link(a.identity.peer_id, b.identity.peer_id).bytes_per_s = bytes_per_s
 
 
-async def half_sent(nodes: LinkedNodes | Restartable, *paths: Path) -> uuid.UUID:
+async def half_sent(nodes: "LinkedNodes | Restartable", *paths: Path) -> uuid.UUID:
     """Begin to send, and wait until a part has arrived."""
     a, b = nodes
     slow_down(nodes)
