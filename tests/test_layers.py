@@ -22,7 +22,7 @@ MAX_LINES = 500
 # From the bottom to the top; what shares a line is one layer, whose parts may import each other.
 LAYERS = [
     {"errors"},
-    {"clock", "config", "events", "identity", "wire"},
+    {"clock", "config", "event_bus", "events", "identity", "wire"},
     {"storage"},
     {"swarm"},
     {"discovery"},
@@ -36,7 +36,10 @@ LAYERS = [
         "context",
         "core",
         "core_devices",
+        "core_factories",
         "core_messages",
+        "core_stores",
+        "core_streams",
         "hookspecs",
         "node_plugins",
         "node_store",

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import anyio
 
 from .approvals import Approvals
-from .audit import AuditLog
 from .clock import Clock, Randomness, Runner, SystemClock, SystemRandomness, run_in_thread
 from .commands import (
     Command,
@@ -23,19 +23,18 @@ from .commands import (
 )
 from .config import Config
 from .core_devices import DeviceMethods
+from .core_factories import SourcesFactory, SwarmFactory, default_sources, default_swarm, plugin_set
 from .core_messages import MessageMethods, Messages
+from .core_stores import open_stores
+from .core_streams import StreamMethods
 from .devices.delivery import MESSAGES_SUFFIX
 from .devices.describe import describe_identity
 from .devices.gate import PeerGate
 from .devices.manager import PersistentConnectionManager
-from .devices.outbox_store import Sealer
-from .devices.records import DeviceStore
 from .devices.refusals import Refusals
 from .devices.registry import Connected, DeviceRegistry
-from .devices.revocations import RevocationList
 from .devices.trust import Access
-from .discovery.candidates import Discovery, DiscoverySource
-from .errors import ConnectionFailedError, NetworkTimeoutError, ProtocolError
+from .discovery.candidates import Discovery
 from .events import (
     EventBus,
     NodeStarted,
@@ -45,28 +44,23 @@ from .events import (
     Subscription,
 )
 from .hookspecs import Route
-from .identity import NetworkIdentity
 from .node_plugins import NodePlugins
-from .node_store import NodeStore
 from .pairings import Pairings, restore_devices
-from .plugins import PluginRecord, PluginSet, PluginState, find_plugins, given_plugins
-from .protocols.dispatch import Dispatcher, remote_device
-from .protocols.handler import PeerStream
+from .plugins import PluginRecord, PluginState
+from .protocols.dispatch import Dispatcher
 from .protocols.registry import ProtocolRegistry
 from .session import PROTOCOL_ID as SESSION_PROTOCOL
-from .storage import DirectoryLock, KeyFile, SecureStorage, Unlock, Vault, ensure_private_directory
-from .swarm.abc import AddressesChanged, Disconnected, Swarm
+from .storage import KeyFile, SecureStorage, Unlock, ensure_private_directory
+from .swarm.abc import AddressesChanged, Disconnected
 
 __all__ = ["NetworkingCore"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-SwarmFactory = Callable[[NetworkIdentity], Swarm]
-SourcesFactory = Callable[[NetworkIdentity], Iterable[DiscoverySource]]
 
 
-class NetworkingCore(DeviceMethods, MessageMethods):
+class NetworkingCore(DeviceMethods, MessageMethods, StreamMethods):
     """One node: its identity, swarm, devices and plugins.
 
     Use: ``async with NetworkingCore(config) as core: …``. Everything it started has ended when the block is left.
@@ -95,8 +89,10 @@ class NetworkingCore(DeviceMethods, MessageMethods):
         self.runner = runner
         self.events = EventBus(self.clock)
         self._given_plugins = plugins
-        self._make_swarm = swarm or self._libp2p_swarm
-        self._make_sources = sources or self._default_sources
+        self._make_swarm = swarm or partial(default_swarm, config)
+        self._make_sources = sources or (
+            lambda identity: default_sources(config, identity, self.clock, self.randomness)
+        )
         self._unlock = unlock or KeyFile()
         self._protocols = ProtocolRegistry()
         self._registry = DeviceRegistry(self.clock)
@@ -121,32 +117,18 @@ class NetworkingCore(DeviceMethods, MessageMethods):
         """Open the store and put the layers together; nothing runs yet."""
         self._commands = CommandChannel()
         stack.callback(self._commands.close)
-        data = self.config.paths.data
-        await self.runner(ensure_private_directory, data)
-        lock = DirectoryLock(data)
-        await self.runner(lock.acquire)
-        stack.callback(lock.release)
-        self._vault = await self.runner(Vault.open_or_create, data, self._unlock, self.clock, self.randomness)
-        self._storage = SecureStorage(
-            data / "network",
-            self._vault.subkey("network"),
+        stores = await open_stores(
+            stack,
+            self.config,
+            unlock=self._unlock,
             clock=self.clock,
             randomness=self.randomness,
             runner=self.runner,
+            events=self.events,
         )
-        self.audit = AuditLog(data, self._vault.subkey("audit"), self._storage, clock=self.clock, runner=self.runner)
-        self.events.add_tap(self.audit.take)
-        self._node_store = NodeStore(self._storage, self.clock, self.randomness)
-        self.identity, self.device_info = await self._node_store.identity(self.config.device_name)
-        self._store = DeviceStore(self._storage, self.device_info.id)
-        revocations = RevocationList(
-            data,
-            self._vault.subkey("revocations"),
-            self._storage,
-            clock=self.clock,
-            randomness=self.randomness,
-            runner=self.runner,
-        )
+        self._vault, self._storage, self.audit, self._store = stores.vault, stores.storage, stores.audit, stores.devices
+        self._node_store, revocations = stores.node, stores.revocations
+        self.identity, self.device_info = stores.identity, stores.device_info
         self._recovered = await restore_devices(self._registry, self._store, revocations, self.events)
         for detail in (*self._vault.recovered, *self._storage.recovered):
             self.events.publish(StoreRecovered(detail=detail))
@@ -180,15 +162,10 @@ class NetworkingCore(DeviceMethods, MessageMethods):
             events=self.events,
             flush=self.audit.flush,
         )
-        sealed = SecureStorage(
-            data / "outbox",
-            self._vault.subkey("outbox"),
-            clock=self.clock,
-            randomness=self.randomness,
-            runner=self.runner,
+        self.messages = Messages(self, self._protocols, stores.outbox_sealer)
+        self._plugins = NodePlugins(
+            self, plugin_set(self.config, self._given_plugins), self._protocols, self._swarm.remove_stream_handler
         )
-        self.messages = Messages(self, self._protocols, Sealer(sealed.encrypt_data, sealed.decrypt_data))
-        self._plugins = NodePlugins(self, self._plugin_set(), self._protocols, self._swarm.remove_stream_handler)
         self._plugins.build()
 
     async def _start(self, stack: AsyncExitStack) -> None:
@@ -248,28 +225,6 @@ class NetworkingCore(DeviceMethods, MessageMethods):
     async def wait_stop_requested(self) -> None:
         """Wait until somebody called `request_stop`."""
         await self._stop_requested.wait()
-
-    def _plugin_set(self) -> PluginSet:
-        if self._given_plugins is not None:
-            return given_plugins(self._given_plugins)
-        return find_plugins(self.config.plugins)
-
-    def _libp2p_swarm(self, identity: NetworkIdentity) -> Swarm:
-        from .swarm.libp2p import Libp2pSwarm, SwarmLimits
-
-        most = self.config.connections.max_connections
-        # Strangers, who may want to pair or to drop something, do not take the places of paired devices.
-        limits = SwarmLimits(max_connections=most, max_strangers=max(1, most // 2))
-        transports = tuple(dict.fromkeys(self.config.node.transports))
-        return Libp2pSwarm(identity.seed, limits=limits, transports=transports)
-
-    def _default_sources(self, identity: NetworkIdentity) -> Iterable[DiscoverySource]:
-        if not self.config.discovery.mdns:
-            return ()
-        from .discovery.mdns import MdnsDiscovery
-
-        interfaces = self.config.discovery.mdns_interfaces or None
-        return (MdnsDiscovery(identity.peer_id, self.clock, self.randomness, interfaces=interfaces),)
 
     # The event loop task
 
@@ -332,79 +287,6 @@ class NetworkingCore(DeviceMethods, MessageMethods):
     def addresses(self) -> tuple[str, ...]:
         """The addresses this node listens on."""
         return self._swarm.addresses
-
-    async def connect(self, device_id: uuid.UUID, *, timeout_s: float = 15.0) -> None:
-        """Have a live session to a device.
-
-        :raises ConnectionFailedError: none came about in time.
-        """
-        await self._connections.connected(device_id, timeout_s=timeout_s)
-
-    async def ping(self, device_id: uuid.UUID, *, timeout_s: float = 10.0) -> float:
-        """Measure the round-trip time to a device over its session's control stream.
-
-        :returns: seconds.
-        :raises ConnectionFailedError: it is not connected.
-        :raises NetworkTimeoutError: no answer came in time.
-        """
-        live = await self._connections.connected(device_id, timeout_s=timeout_s)
-        round_trip_s = await live.control.ping(timeout_s=timeout_s)
-        live.measured(round_trip_s)
-        return round_trip_s
-
-    # Streams and messages
-
-    async def open_stream(
-        self,
-        device_id: uuid.UUID,
-        protocol_name: str,
-        *,
-        versions: Sequence[int] = (1,),
-        timeout_s: float = 10.0,
-        suffix: str = "",
-    ) -> PeerStream:
-        """Open a sealed stream to a paired device. Errors: see `PluginContext.open_stream`.
-
-        :param suffix: behind the protocol's id.
-        """
-        live = await self._connections.connected(device_id, timeout_s=timeout_s)
-        state = self._registry.get(device_id)
-        try:
-            stream = await self._swarm.open_stream(
-                live.peer_id, [f"/sdnet/{protocol_name}/{version}{suffix}" for version in versions], timeout_s=timeout_s
-            )
-        except ProtocolError:
-            raise ProtocolError(f"{state.device.name} has no plugin for {protocol_name}.") from None
-        if live.ended.is_set():
-            await stream.reset()
-            raise ConnectionFailedError(f"The connection to {state.device.name} has just ended.")
-        return PeerStream(live.session.open_stream(stream), remote_device(state))
-
-    async def open_stranger_stream(
-        self, peer_id: str, addresses: Sequence[str], protocol_name: str, *, version: int = 1, timeout_s: float = 10.0
-    ) -> PeerStream:
-        """Open a stream to any peer. Errors: see `PluginContext.open_stranger_stream`."""
-        await self._swarm.dial(peer_id, addresses, timeout_s=timeout_s)
-        stream = await self._swarm.open_stream(peer_id, [f"/sdnet/{protocol_name}/{version}"], timeout_s=timeout_s)
-        return PeerStream(stream, None)
-
-    async def request(self, device_id: uuid.UUID, protocol_name: str, data: bytes, *, timeout_s: float = 30.0) -> bytes:
-        """Send one request and wait for its answer. Errors: see `PluginContext.request`."""
-        registered = self._protocols.by_name(protocol_name)
-        max_bytes = registered.spec.max_message_bytes if registered is not None else 1 << 20
-        deadline = anyio.current_time() + timeout_s
-        stream = await self.open_stream(device_id, protocol_name, timeout_s=timeout_s)
-        try:
-            with anyio.fail_after(deadline - anyio.current_time()):
-                messages = stream.messages(max_bytes=max_bytes)
-                await messages.send_bytes(data)
-                return await messages.receive_bytes()
-        except TimeoutError:
-            name = self._registry.get(device_id).device.name
-            raise NetworkTimeoutError(f"{name} did not answer within {timeout_s:g} s.") from None
-        finally:
-            with anyio.move_on_after(1, shield=True):
-                await stream.aclose()
 
     # Plugins
 
