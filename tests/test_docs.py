@@ -124,7 +124,7 @@ def test_every_hook_setting_error_and_command_is_documented() -> None:
     hooks = {name for name in vars(hookspecs.SdnetSpecs) if name.startswith("sdnet_")}
     assert {name for name in hooks if f"## `{name}(" not in pages["hooks.md"]} == set()
     assert {name for name in core_commands() if f"## `sdnet {name}`" not in pages["commands.md"]} == set()
-    keys = {key for section in config._SECTIONS.values() for key in section.__struct_fields__}
+    keys = {key for section in config.SECTIONS.values() for key in section.__struct_fields__}
     assert {key for key in keys if f"| `{key}` |" not in pages["configuration.md"]} == set()
     assert {name for name in errors.__all__ if f"| `{name}` |" not in pages["errors.md"]} == set()
 

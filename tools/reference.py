@@ -15,6 +15,7 @@ import msgspec
 
 from sdnet_core import config, errors, hookspecs
 from sdnet_core.cli.main import core_commands, sdnet
+from sdnet_core.settings_file import explain_setting
 
 FOLDER = Path(__file__).parent.parent / "docs" / "reference"
 NOTE = "<!-- Written by tools/reference.py; change the code's own texts instead. -->\n\n"
@@ -93,25 +94,21 @@ def configuration() -> str:
         "with `SDNET_HOME`, in `$SDNET_HOME/<instance>/`. A variable `SDNET_<SECTION>_<KEY>` overrides it; arguments "
         "override both. A node reads its settings when it starts.\n",
     ]
-    for name in sorted(config._SECTIONS):
-        lines.append(_section(name, config._SECTIONS[name]))
+    for name in sorted(config.SECTIONS):
+        lines.append(_section(name, config.SECTIONS[name]))
     lines.append(_section("plugins", config.PluginSettings, skip={"tables"}))
     lines.append("Each plugin's own table is `[plugins.<name>]`; its README says what it holds.")
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _section(name: str, type_: type[msgspec.Struct], skip: frozenset[str] | set[str] = frozenset()) -> str:
-    document = inspect.getdoc(type_) or ""
     lines = [f"## `[{name}]`\n", "| key | type | default | meaning |", "|---|---|---|---|"]
     for item in msgspec.structs.fields(type_):
         if item.name in skip:
             continue
-        found = re.search(rf":param {item.name}: (.*?)(?=\n:param|\Z)", document, re.DOTALL)
-        text = " ".join(found[1].split()) if found else item.name.removesuffix("_s").replace("_", " ").capitalize()
-        if item.name.endswith("_s") and "second" not in text:
-            text = text.rstrip(".") + ", seconds"
+        text = explain_setting(type_, item.name)
         default = item.default if item.default is not msgspec.NODEFAULT else item.default_factory()
-        lines.append(f"| `{item.name}` | {_type(item.type)} | {_value(default)} | {_cell(text.replace('``', '`'))} |")
+        lines.append(f"| `{item.name}` | {_type(item.type)} | {_value(default)} | {_cell(text)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -167,7 +167,7 @@ class Config:
         return Path(platformdirs.user_downloads_dir())
 
 
-_SECTIONS: dict[str, type[msgspec.Struct]] = {
+SECTIONS: dict[str, type[msgspec.Struct]] = {
     "node": NodeSettings,
     "discovery": DiscoverySettings,
     "connections": ConnectionSettings,
@@ -189,27 +189,53 @@ def load_config(
     :raises ConfigurationError: a setting is unknown or wrong; says where.
     """
     env = os.environ if environ is None else environ
+    name, paths = find_paths(instance, environ=env)
+    return build_config(name, paths, read_document(paths.config_file), environ=env, overrides=overrides)
+
+
+def find_paths(instance: str | None = None, *, environ: Mapping[str, str] | None = None) -> tuple[str, Paths]:
+    """An instance's name and places; no file is read.
+
+    :raises ConfigurationError: it is no name for an instance.
+    """
+    env = os.environ if environ is None else environ
     name = instance or env.get("SDNET_INSTANCE") or "default"
     if not _INSTANCE.fullmatch(name):
         raise ConfigurationError(
             f"{name!r} is no instance name: up to 32 letters, digits, dots, hyphens, underscores, not starting with "
             "a sign."
         )
-    paths = _paths(name, env)
-    document = _read_file(paths.config_file)
+    return name, _paths(name, env)
+
+
+def build_config(
+    name: str,
+    paths: Paths,
+    document: Mapping[str, Any],
+    *,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Config:
+    """Check a configuration file's document and what overrides it.
+
+    :raises ConfigurationError: a setting is unknown or wrong; says where.
+    """
+    env, document = environ, dict(document)
     plugins = document.pop("plugins", {})
     if not isinstance(plugins, dict):
         raise ConfigurationError(f"{paths.config_file}: [plugins] must be a table.")
     plugins = {**plugins, **(overrides or {}).get("plugins", {})}
-    unknown = document.keys() - _SECTIONS.keys()
+    unknown = document.keys() - SECTIONS.keys()
     if unknown:
         raise ConfigurationError(f"{paths.config_file}: unknown section [{min(unknown)}].")
     values: dict[str, Any] = {}
-    for section, type_ in _SECTIONS.items():
-        table = dict(document.get(section, {}))
+    for section, type_ in SECTIONS.items():
+        if not isinstance(found := document.get(section, {}), Mapping):
+            raise ConfigurationError(f"{paths.config_file}: [{section}] must be a table.")
+        table = dict(found)
         origin = {key: str(paths.config_file) for key in table}
         for key in type_.__struct_fields__:
-            variable = f"SDNET_{section}_{key}".upper()
+            variable = variable_of(section, key)
             if variable in env:
                 table[key], origin[key] = _from_text(env[variable], type_, key), variable
         table.update((overrides or {}).get(section, {}))
@@ -218,6 +244,13 @@ def load_config(
     if downloads is not None and not Path(downloads).expanduser().is_absolute():
         raise ConfigurationError(f"[node]: downloads = {downloads!r} is not an absolute path.")
     return Config(instance=name, paths=paths, plugins=_plugin_settings(plugins, env, paths.config_file), **values)
+
+
+def variable_of(section: str, key: str) -> str:
+    """The environment variable that overrides a setting of the core."""
+    if section == "plugins":
+        return {"allow": "SDNET_PLUGINS", "disable": "SDNET_DISABLE_PLUGINS"}.get(key, f"SDNET_{key}".upper())
+    return f"SDNET_{section}_{key}".upper()
 
 
 def _plugin_settings(table: dict[str, Any], env: Mapping[str, str], file: Path) -> PluginSettings:
@@ -249,7 +282,11 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _read_file(file: Path) -> dict[str, Any]:
+def read_document(file: Path) -> dict[str, Any]:
+    """A configuration file's document; empty if there is no file.
+
+    :raises ConfigurationError: it is not TOML, or cannot be read.
+    """
     try:
         with file.open("rb") as opened:
             return tomllib.load(opened)

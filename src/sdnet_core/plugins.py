@@ -141,6 +141,19 @@ class PluginSet:
         """Whether a plugin implements a hook."""
         return any(i.plugin is record.plugin for i in getattr(self._manager.hook, hook).get_hookimpls())
 
+    def config_types(self) -> dict[str, Any]:
+        """The types of the plugins' own settings, by plugin; one whose hook raises is left out."""
+        types = {}
+        for record in self.loaded:
+            try:
+                type_ = self.call(record, "sdnet_config")
+            except (Exception, SystemExit):
+                logger.warning("plugin %s raised in sdnet_config", record.name, exc_info=True)
+                continue
+            if type_ is not None:
+                types[record.name] = type_
+        return types
+
     def fail(self, record: PluginRecord, reason: str, error: BaseException | None = None) -> None:
         """Mark a plugin failed and take its hooks out."""
         record.state = PluginState.FAILED

@@ -65,7 +65,7 @@ class Cli:
     """
 
     def __init__(self, instance: str | None = None) -> None:
-        self._instance = instance
+        self.instance = instance
         self.as_json = False
         """Whether the command was asked for JSON; errors are then printed as JSON too."""
 
@@ -77,7 +77,7 @@ class Cli:
         """
         from ..config import load_config
 
-        return load_config(self._instance)
+        return load_config(self.instance)
 
     @cached_property
     def client(self) -> ApiClient:

@@ -25,6 +25,7 @@ __all__ = ["core_commands", "main"]
 _COMMANDS = {
     "approvals": "approvals",
     "audit": "audit",
+    "config": "config",
     "devices": "devices",
     "events": "devices",
     "ping": "devices",
