@@ -46,6 +46,7 @@ LAYERS = [
         "pairings",
         "plugins",
         "preview",
+        "settings_file",
     },
     {"bridge", "hosting", "testing"},
     {"daemon"},
