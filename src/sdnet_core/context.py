@@ -137,6 +137,29 @@ class PluginContext:
             peer_id, addresses, protocol_name, version=version, timeout_s=timeout_s
         )
 
+    def seal_stream(self, stream: PeerStream, secret: bytes, *, opener: bool, received: bytes = b"") -> PeerStream:
+        """Seal what follows on a stranger's stream under a secret that both ends have agreed upon.
+
+        Each record is then encrypted and authenticated under keys for this stream and direction alone, its end too, as
+        on a paired device's stream; ``send_record`` and ``receive_record`` work. Both ends call this at the same point
+        of their conversation, and use only the new stream from then on; closing that closes both. Needs
+        `Capability.STRANGERS`.
+
+        :param secret: 32 bytes from a key exchange of the plugin's protocol, never used before.
+        :param opener: whether this end has opened the stream.
+        :param received: what was read from the stream beyond that point: ``MessageStream.take_pending()``.
+        :raises ValueError: the secret has another length, or the stream is sealed already.
+        """
+        self._require(Capability.STRANGERS)
+        if stream.sealed:
+            raise ValueError("the stream is sealed already")
+        # Imported late: the command line imports this module, and has no use for cryptography.
+        from .session.shared import seal_with_secret
+
+        sealed = seal_with_secret(stream, secret, self._core.clock, opener=opener)
+        sealed.feed(received)
+        return PeerStream(sealed, None)
+
     async def request(self, device_id: uuid.UUID, protocol_name: str, data: bytes, *, timeout_s: float = 30.0) -> bytes:
         """Send one request and wait for its answer.
 
@@ -255,12 +278,16 @@ class PluginContext:
         self._require(Capability.ADVERTISE)
         return self._core.advertise(tag, pairing=Capability.PAIR in self._capabilities)
 
-    def candidates(self) -> AbstractAsyncContextManager[CandidateStream]:
+    def candidates(self, *, refresh: bool = False) -> AbstractAsyncContextManager[CandidateStream]:
         """Peers that discovery sees, those known already first: ``async with`` it and iterate.
 
         Needs `Capability.ADVERTISE`.
+
+        :param refresh: ask the network anew, because somebody waits.
         """
         self._require(Capability.ADVERTISE)
+        if refresh:
+            self._core.discovery.refresh()
         return self._core.discovery.subscribe()
 
     def pairing_with(self, peer_id: str, session_id: uuid.UUID) -> AbstractContextManager[None]:

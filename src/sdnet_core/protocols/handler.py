@@ -79,6 +79,11 @@ class PeerStream(SwarmStream):
         """Whether the session has newer keys, so that a long-lived stream is to end soon and be opened anew."""
         return isinstance(self._inner, SealedStream) and self._inner.draining
 
+    @property
+    def sealed(self) -> bool:
+        """Whether it is encrypted end to end beyond Noise."""
+        return isinstance(self._inner, SealedStream)
+
     def require_device(self) -> RemoteDevice:
         """The paired device at the other end.
 
