@@ -9,18 +9,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .beneath import DirectoryCache, move_exclusive, open_directory, open_private_directory
     from .config import FileTransferConfig
     from .events import TransferCompleted, TransferEvent, TransferFailed, TransferProgress, TransferStarted
+    from .names import InvalidNameError, check_path, numbered
     from .plugin import FileTransferPlugin
     from .service import FileTransferService
     from .source import Manifest, scan
     from .transfer import FileProblem, Transfer, TransferState
 
 _MODULES = {
+    "DirectoryCache": "beneath",
     "FileProblem": "transfer",
     "FileTransferConfig": "config",
     "FileTransferPlugin": "plugin",
     "FileTransferService": "service",
+    "InvalidNameError": "names",
     "Manifest": "source",
     "Transfer": "transfer",
     "TransferCompleted": "events",
@@ -29,14 +33,21 @@ _MODULES = {
     "TransferProgress": "events",
     "TransferStarted": "events",
     "TransferState": "transfer",
+    "check_path": "names",
+    "move_exclusive": "beneath",
+    "numbered": "names",
+    "open_directory": "beneath",
+    "open_private_directory": "beneath",
     "scan": "source",
 }
 
 __all__ = [
+    "DirectoryCache",
     "FileProblem",
     "FileTransferConfig",
     "FileTransferPlugin",
     "FileTransferService",
+    "InvalidNameError",
     "Manifest",
     "Transfer",
     "TransferCompleted",
@@ -45,6 +56,11 @@ __all__ = [
     "TransferProgress",
     "TransferStarted",
     "TransferState",
+    "check_path",
+    "move_exclusive",
+    "numbered",
+    "open_directory",
+    "open_private_directory",
     "scan",
 ]
 
