@@ -340,7 +340,6 @@ async def test_a_transfer_survives_a_restart_of_either_node(tmp_path: Path, big:
         await until(lambda: os.listdir(downloads(b)) == ["big"])
 
 
-@pytest.mark.skipif("SDNET_LONG_TESTS" not in os.environ, reason="Needs a quiet disk: set SDNET_LONG_TESTS.")
 async def test_the_sender_cancels_and_what_has_arrived_is_of_use_later(tmp_path: Path, big: Path) -> None:
     async with two(tmp_path / "home") as nodes:
         a, b = nodes

@@ -162,7 +162,8 @@ class Sending(Conversation):
         with take_empty, give_full, contextlib.suppress(anyio.BrokenResourceError):  # nobody sends any more
             async for buffer in take_empty:
                 buffers = [buffer]
-                with contextlib.suppress(anyio.WouldBlock):
+                # None is free just now, or none will be any more, since a cancelled transfer sends nothing further.
+                with contextlib.suppress(anyio.WouldBlock, anyio.EndOfStream):
                     while len(buffers) < _FILLED_AT_ONCE:
                         buffers.append(take_empty.receive_nowait())
                 for buffer, filled in zip(buffers, await self._run_blocking(reader.fill_all, buffers), strict=False):
