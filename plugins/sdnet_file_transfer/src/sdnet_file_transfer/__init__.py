@@ -1,6 +1,9 @@
 """Files and folders between paired devices: verified, resumable, never replacing anything.
 
 ``ctx.get_service(FileTransferService)`` is the interface for other plugins and for host applications.
+``ctx.get_service(ContentService)`` is for plugins that have contents of files to serve, by whatever names and
+permissions: ``serve(name, provider)`` at one end, ``connect(device_id, name)`` at the other, which fetches whole files,
+or ranges of them, to a path.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .beneath import DirectoryCache, move_exclusive, open_directory, open_private_directory
     from .config import FileTransferConfig
+    from .content import ContentChangedError, ContentProvider, ContentService, Fetched, RemoteContent, open_beneath
     from .events import TransferCompleted, TransferEvent, TransferFailed, TransferProgress, TransferStarted
     from .names import InvalidNameError, check_path, numbered
     from .plugin import FileTransferPlugin
@@ -20,12 +24,17 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "DirectoryCache": "beneath",
+    "ContentChangedError": "content",
+    "ContentProvider": "content",
+    "ContentService": "content",
+    "Fetched": "content",
     "FileProblem": "transfer",
     "FileTransferConfig": "config",
     "FileTransferPlugin": "plugin",
     "FileTransferService": "service",
     "InvalidNameError": "names",
     "Manifest": "source",
+    "RemoteContent": "content",
     "Transfer": "transfer",
     "TransferCompleted": "events",
     "TransferEvent": "events",
@@ -38,17 +47,23 @@ _MODULES = {
     "numbered": "names",
     "open_directory": "beneath",
     "open_private_directory": "beneath",
+    "open_beneath": "content",
     "scan": "source",
 }
 
 __all__ = [
+    "ContentChangedError",
+    "ContentProvider",
+    "ContentService",
     "DirectoryCache",
+    "Fetched",
     "FileProblem",
     "FileTransferConfig",
     "FileTransferPlugin",
     "FileTransferService",
     "InvalidNameError",
     "Manifest",
+    "RemoteContent",
     "Transfer",
     "TransferCompleted",
     "TransferEvent",
@@ -59,6 +74,7 @@ __all__ = [
     "check_path",
     "move_exclusive",
     "numbered",
+    "open_beneath",
     "open_directory",
     "open_private_directory",
     "scan",

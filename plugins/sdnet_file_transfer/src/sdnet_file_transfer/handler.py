@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from sdnet_core import Access, PeerStream, ProtocolHandler, ProtocolSpec
 
+from . import content_messages
+from .content import ContentService
 from .conversation import STALL_S
 from .messages import PROTOCOL_NAME
 from .service import FileTransferService
 
-__all__ = ["protocol_spec"]
+__all__ = ["content_spec", "protocol_spec"]
 
 
 class FileTransferHandler(ProtocolHandler):
@@ -32,5 +34,30 @@ def protocol_spec(service: FileTransferService) -> ProtocolSpec:
         access=Access.VERIFIED,
         max_streams=64,
         max_streams_per_peer=20,
+        idle_timeout_s=2 * STALL_S,
+    )
+
+
+class ContentHandler(ProtocolHandler):
+    """Serves contents of files of other plugins."""
+
+    protocol_name = content_messages.PROTOCOL_NAME
+
+    def __init__(self, service: ContentService) -> None:
+        self._service = service
+
+    async def handle_stream(self, stream: PeerStream) -> None:
+        await self._service.answer(stream)
+
+
+def content_spec(service: ContentService) -> ProtocolSpec:
+    """The protocol, open to every paired device: each provider decides who gets what."""
+    return ProtocolSpec(
+        protocol_name=content_messages.PROTOCOL_NAME,
+        version=1,
+        handler=ContentHandler(service),
+        access=Access.VERIFIED,
+        max_streams=64,
+        max_streams_per_peer=16,
         idle_timeout_s=2 * STALL_S,
     )

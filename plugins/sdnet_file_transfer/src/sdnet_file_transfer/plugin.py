@@ -37,13 +37,16 @@ class FileTransferPlugin:
         from .service import FileTransferService
 
         self._service = FileTransferService(ctx)
-        return [ServiceSpec(name="transfers", run=self._service.run, api=self._service)]
+        return [
+            ServiceSpec(name="transfers", run=self._service.run, api=self._service),
+            ServiceSpec(name="contents", api=self._service.contents),
+        ]
 
     @hookimpl
     def sdnet_protocols(self, ctx: PluginContext) -> Iterable[ProtocolSpec]:
-        from .handler import protocol_spec
+        from .handler import content_spec, protocol_spec
 
-        return [protocol_spec(self._service)]
+        return [protocol_spec(self._service), content_spec(self._service.contents)]
 
     @hookimpl
     def sdnet_routes(self, ctx: PluginContext) -> Iterable[Route]:

@@ -21,8 +21,10 @@ from sdnet_core.errors import (
 from sdnet_core.events import ConnectionEstablished, DeviceRemoved
 
 from .config import FileTransferConfig
+from .content import ContentService
 from .incoming import Incoming
 from .jobs import Job, JobRecord, JobStore
+from .limits import Limiter
 from .outgoing import Outgoing, describe
 from .source import Manifest, scan
 from .transfer import Transfer, TransferState
@@ -44,6 +46,9 @@ class FileTransferService:
     def __init__(self, ctx: PluginContext) -> None:
         self._ctx = ctx
         self._config: FileTransferConfig = ctx.config if ctx.config is not None else FileTransferConfig()
+        self._limiter = Limiter(ctx.clock.monotonic)
+        self.contents = ContentService(ctx, self._limiter)
+        """Contents of files for other plugins; they get it with ``ctx.get_service(ContentService)``."""
         self._store = JobStore(ctx.storage)
         self._jobs: dict[uuid.UUID, Job] = {}
         self._outgoing: dict[uuid.UUID, Outgoing] = {}
