@@ -9,14 +9,13 @@ import logging
 from typing import TYPE_CHECKING
 
 import trio
-from libp2p.abc import IMuxedConn
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.stream.net_stream import NetStream, StreamState
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 
 from .abc import Direction
-from .yamux import Yamux, YamuxStream
+from .muxed import MuxedConnection, MuxedStream
 
 if TYPE_CHECKING:
     from .host import Network
@@ -29,10 +28,10 @@ logger = logging.getLogger(__name__)
 class Connection(SwarmConn):
     """A connection whose stream handlers end with it, and cannot end anything else."""
 
-    muxed_conn: Yamux
+    muxed_conn: MuxedConnection
     swarm: Network
 
-    def __init__(self, muxed_conn: IMuxedConn, network: Network, direction: Direction, address: str) -> None:
+    def __init__(self, muxed_conn: MuxedConnection, network: Network, direction: Direction, address: str) -> None:
         super().__init__(muxed_conn, network, direction.value)
         self.way = direction
         self.address = address
@@ -42,7 +41,7 @@ class Connection(SwarmConn):
         self.is_stranger = False
         self.half_open = 0
         self._handlers = trio.CancelScope()
-        muxed_conn.on_fail = self._handlers.cancel  # type: ignore[attr-defined]
+        muxed_conn.on_fail = self._handlers.cancel
 
     @property
     def peer_id(self) -> ID:
@@ -66,7 +65,7 @@ class Connection(SwarmConn):
                         nursery.start_soon(self._serve, stream)
                 nursery.cancel_scope.cancel()
 
-    async def _serve(self, muxed_stream: YamuxStream) -> None:
+    async def _serve(self, muxed_stream: MuxedStream) -> None:
         stream = self._wrap(muxed_stream)
         in_order = False
         try:
@@ -83,13 +82,13 @@ class Connection(SwarmConn):
                 muxed_stream.abort()
             self.streams.discard(stream)
 
-    def _wrap(self, muxed_stream: YamuxStream) -> NetStream:
+    def _wrap(self, muxed_stream: MuxedStream) -> NetStream:
         stream = NetStream(muxed_stream, self, None)
         stream._state = StreamState.OPEN
         self.streams.add(stream)
         return stream
 
-    async def open_muxed(self) -> YamuxStream:
+    async def open_muxed(self) -> MuxedStream:
         """Open a stream, without agreeing on a protocol.
 
         :raises MuxedStreamError: the connection is gone.

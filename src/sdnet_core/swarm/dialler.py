@@ -15,19 +15,21 @@ import logging
 
 import trio
 from libp2p.abc import IRawConnection
-from libp2p.io.abc import ReadWriteCloser
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from multiaddr import Multiaddr
 
 from .host import Network, prepare_socket
+from .muxed import OwnSecurity
 from .transports import preference
 
 __all__ = ["Dialler"]
 
 logger = logging.getLogger(__name__)
 
+Raw = IRawConnection | OwnSecurity
+"""What a transport makes of an address that answers."""
 _CROWDED_COMMIT_S = 3.0
 """Time for agreeing on the multiplexer with one address while others wait for their turn."""
 
@@ -80,7 +82,7 @@ class _Race:
 
     async def run(self) -> None:
         """Try all addresses until there is a connection, or until all have failed."""
-        send, receive = trio.open_memory_channel[tuple[Multiaddr, IRawConnection]](0)
+        send, receive = trio.open_memory_channel[tuple[Multiaddr, Raw]](0)
         with self._over:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stop_when_connected)
@@ -100,7 +102,7 @@ class _Race:
             await self._network.connected.park()
         self._over.cancel()
 
-    async def _open_all(self, send: trio.MemorySendChannel[tuple[Multiaddr, IRawConnection]]) -> None:
+    async def _open_all(self, send: trio.MemorySendChannel[tuple[Multiaddr, Raw]]) -> None:
         groups = preference(self._network.transport_manager.get_transports(), self._addresses)
         async with send, trio.open_nursery() as nursery:
             for group in groups:
@@ -116,7 +118,7 @@ class _Race:
         self,
         group: list[Multiaddr],
         limiter: trio.CapacityLimiter,
-        send: trio.MemorySendChannel[tuple[Multiaddr, IRawConnection]],
+        send: trio.MemorySendChannel[tuple[Multiaddr, Raw]],
         failed: trio.Event,
     ) -> None:
         """Open the addresses of one transport; tells at once if none of them answers."""
@@ -136,7 +138,7 @@ class _Race:
         self,
         address: Multiaddr,
         limiter: trio.CapacityLimiter,
-        send: trio.MemorySendChannel[tuple[Multiaddr, IRawConnection]],
+        send: trio.MemorySendChannel[tuple[Multiaddr, Raw]],
     ) -> bool:
         """Open the raw connection of one address and hand it over; False if it does not answer."""
         async with limiter:
@@ -146,7 +148,7 @@ class _Race:
                     self.reasons.append(f"{address}: no transport for it")
                     return False
                 with trio.fail_after(self._network.limits.connect_timeout_s):
-                    raw = await transport.dial(address)
+                    raw: Raw = await transport.dial(address)
             except Exception as exc:
                 self.reasons.append(f"{address}: {_explain(exc)}")
                 return False
@@ -159,7 +161,7 @@ class _Race:
             raise
         return True
 
-    async def _upgrade(self, address: Multiaddr, raw: IRawConnection, settled: trio.Event) -> None:
+    async def _upgrade(self, address: Multiaddr, raw: Raw, settled: trio.Event) -> None:
         """Make a connection of what answered, if it is the peer and no other address is faster."""
         limit_s = self._network.limits.handshake_timeout_s
         try:
@@ -185,7 +187,7 @@ class _Race:
             self._network.connected.unpark_all()
 
 
-async def _discard(closer: ReadWriteCloser | IRawConnection) -> None:
+async def _discard(closer: Raw) -> None:
     with trio.CancelScope(shield=True), trio.move_on_after(1):
         try:
             await closer.close()

@@ -34,9 +34,10 @@ from multiaddr import Multiaddr
 
 from .abc import Connected, Direction, Disconnected, SwarmEvent
 from .connection import Connection
+from .handshakes import Handshakes
+from .muxed import MuxedConnection, MuxedStream, OwnSecurity
 from .negotiation import answer
 from .upgrade import SwarmLimits, make_upgrader
-from .yamux import Yamux, YamuxStream
 
 __all__ = ["Connection", "Host", "Network", "SwarmLimits", "make_upgrader"]
 
@@ -49,10 +50,6 @@ _DRAIN_IDLE_S = 1.0
 _DRAIN_FOREIGN_IDLE_S = 4.0
 """The same for the higher one, whose peer may be another implementation that keeps both connections for ever."""
 _CLOSE_ALL_S = 0.7
-_HANDSHAKE_SHARE_S = 0.5
-"""Time that every handshake has before it makes room for another."""
-_WAITING_PER_HANDSHAKE = 4
-"""Connections that may wait for a handshake to make room, for each that may go on."""
 _MAX_GONE = 256
 """Peers without a connection of which identify's results are kept; anybody can make many."""
 _UNSENT_BYTES = 128 * 1024
@@ -105,8 +102,7 @@ class Network(Libp2pNetwork):
         self._admits = admits
         self._knows = knows
         self._generation = 0
-        self._handshakes: dict[trio.CancelScope, float] = {}
-        self._waiting: dict[trio.CancelScope, None] = {}
+        self.handshakes = Handshakes(limits.max_handshakes)
         self._gone: dict[ID, None] = {}
         self.dialler: Callable[[ID, list[Multiaddr]], Awaitable[None]] | None = None
         self.connected = trio.lowlevel.ParkingLot()
@@ -156,96 +152,72 @@ class Network(Libp2pNetwork):
         self.listeners[str(address)] = listener
         await self.notify_listen(address)
 
-    async def _handle_inbound_connection(self, read_write_closer: ReadWriteCloser, maddr: Multiaddr) -> None:
+    async def _handle_inbound_connection(
+        self, read_write_closer: ReadWriteCloser | OwnSecurity, maddr: Multiaddr
+    ) -> None:
         """Take on an inbound connection; returns when it has closed, which frees its slot."""
-        if isinstance(read_write_closer, IMuxedConn):
-            await (await self.add_conn(read_write_closer, "inbound")).event_closed.wait()
-            return
         known = sum(map(len, self.connections.values()))
         if self._closing or not self._accepting() or known >= self.limits.max_connections:
             logger.debug("refusing a connection: %d are open", known)
             return
-        prepare_socket(read_write_closer)
-        # A transport of ours knows its address better than the library, which takes everything for TCP.
-        tell = getattr(read_write_closer, "get_transport_addresses", None)
-        raw = RawConnection(read_write_closer, False, addresses=tell() if tell is not None else None)
-        if not await self._make_room():
+        raw: IRawConnection | OwnSecurity
+        if isinstance(read_write_closer, OwnSecurity):
+            raw = read_write_closer
+        else:
+            prepare_socket(read_write_closer)
+            # A transport of ours knows its address better than the library, which takes everything for TCP.
+            tell = getattr(read_write_closer, "get_transport_addresses", None)
+            raw = RawConnection(read_write_closer, False, addresses=tell() if tell is not None else None)
+        if not await self.handshakes.make_room():
             logger.debug("refusing a connection: too many wait for their handshake")
             return
-        with trio.CancelScope() as slot:
-            self._handshakes[slot] = trio.current_time()
+        with self.handshakes.slot() as slot:
             try:
                 with trio.fail_after(self.limits.handshake_timeout_s):
                     muxed = await self.multiplex(await self.secure(raw, None))
             except Exception as exc:
-                logger.debug("an inbound connection from %s failed: %r", raw.get_remote_address(), exc)
+                logger.debug("an inbound connection from %s failed: %r", raw.get_transport_addresses(), exc)
                 return
-            finally:
-                self._handshakes.pop(slot, None)
         if slot.cancelled_caught:
-            logger.debug("an inbound connection from %s made room", raw.get_remote_address())
+            logger.debug("an inbound connection from %s made room", raw.get_transport_addresses())
             return
         try:
             connection = await self.add_conn(muxed, "inbound")
         except SwarmException as exc:
-            logger.debug("an inbound connection from %s was refused: %s", muxed.peer_id, exc)
+            logger.debug("an inbound connection from %s was refused: %s", raw.get_transport_addresses(), exc)
             return
         await connection.event_closed.wait()
 
-    async def _make_room(self) -> bool:
-        """Wait until a handshake may begin: the slowest one makes room, once it has had its share of time.
-
-        The newest connection is the next; the oldest of those that wait is refused when too many do. So a flood of
-        connections that say nothing keeps nobody out, nor does one that never ends.
-        """
-        if len(self._handshakes) < self.limits.max_handshakes:
-            return True
-        if len(self._waiting) >= _WAITING_PER_HANDSHAKE * self.limits.max_handshakes:
-            longest = next(iter(self._waiting))
-            del self._waiting[longest]
-            longest.cancel()
-        ready = False
-        with trio.CancelScope() as scope:
-            self._waiting[scope] = None
-            try:
-                while True:
-                    is_next = next(reversed(self._waiting), None) is scope
-                    if is_next and len(self._handshakes) < self.limits.max_handshakes:
-                        ready = True
-                        break
-                    oldest, began = next(iter(self._handshakes.items()), (None, trio.current_time()))
-                    wait_s = began + _HANDSHAKE_SHARE_S - trio.current_time()
-                    if is_next and oldest is not None and wait_s <= 0:
-                        del self._handshakes[oldest]
-                        oldest.cancel()
-                        ready = True
-                        break
-                    await trio.sleep(wait_s if is_next else max(wait_s, _HANDSHAKE_SHARE_S / 2))
-            finally:
-                self._waiting.pop(scope, None)
-        return ready
-
-    async def secure(self, raw: IRawConnection, peer_id: ID | None) -> ISecureConn:
+    async def secure(self, raw: IRawConnection | OwnSecurity, peer_id: ID | None) -> ISecureConn | OwnSecurity:
         """Make a raw connection secure, if the peer is one that may connect; the caller closes it when this fails.
 
         :param peer_id: who must be at the other end; None for an inbound connection.
         """
-        secured = await self.upgrader.upgrade_security(raw, peer_id is not None, peer_id)
-        remote = secured.get_remote_peer()
+        secured: ISecureConn | OwnSecurity
+        if isinstance(raw, OwnSecurity):
+            await raw.authenticate(peer_id)
+            secured, remote = raw, raw.peer_id
+        else:
+            secured = await self.upgrader.upgrade_security(raw, peer_id is not None, peer_id)
+            remote = secured.get_remote_peer()
         if remote == self.self_id:
             raise SwarmException("that is this peer itself")
         if not self._admits(str(remote)):
             raise SwarmException("that peer may not connect")
         return secured
 
-    async def multiplex(self, secured: ISecureConn) -> Yamux:
+    async def multiplex(self, secured: ISecureConn | OwnSecurity) -> MuxedConnection:
         """Agree on the multiplexer; the caller closes the raw connection when this fails."""
+        if isinstance(secured, OwnSecurity):
+            await secured.agree()
+            return secured
         muxed = await self.upgrader.upgrade_connection(secured, secured.get_remote_peer())
-        assert isinstance(muxed, Yamux)
+        assert isinstance(muxed, MuxedConnection)
         return muxed
 
     async def add_conn(self, muxed_conn: IMuxedConn, direction: str = "unknown", address: str = "") -> Connection:
         """Start a multiplexed connection and register it."""
+        assert isinstance(muxed_conn, MuxedConnection)
         way = Direction.INBOUND if direction == "inbound" else Direction.OUTBOUND
         if not address:
             addresses = muxed_conn.get_transport_addresses()
@@ -459,7 +431,7 @@ class Host(BasicHost):
     async def _swarm_stream_handler(self, net_stream: INetStream) -> None:
         """Let the peer name a protocol, and run its handler."""
         muxed, connection = getattr(net_stream, "muxed_stream", None), getattr(net_stream, "swarm_conn", None)
-        if not isinstance(muxed, YamuxStream) or not isinstance(connection, Connection):
+        if not isinstance(muxed, MuxedStream) or not isinstance(connection, Connection):
             await super()._swarm_stream_handler(net_stream)
             return
         limits = connection.swarm.limits

@@ -43,11 +43,11 @@ from .connection import Connection
 from .dialler import Dialler
 from .host import Host, Network, SwarmLimits, make_upgrader
 from .interfaces import PortInUseError, check_listen, expand
+from .muxed import MuxedStream
 from .negotiation import select
 from .noise import PROTOCOL_ID as NOISE_PROTOCOL_ID
 from .noise import NoiseTransport
 from .transports import make_transports
-from .yamux import YamuxStream
 
 __all__ = ["Libp2pSwarm", "SwarmLimits"]
 
@@ -57,9 +57,9 @@ hardening.apply()
 
 
 class Libp2pStream(SwarmStream):
-    """A stream on one of our Yamux connections."""
+    """A stream on one of our connections."""
 
-    def __init__(self, muxed: YamuxStream, connection: Connection, protocol: str) -> None:
+    def __init__(self, muxed: MuxedStream, connection: Connection, protocol: str) -> None:
         self._muxed = muxed
         self._peer_id = str(connection.peer_id)
         self._generation = connection.generation
@@ -317,7 +317,7 @@ def _guarded(protocol: str, handler: StreamHandler) -> Callable[[INetStream], Co
 
     async def serve(stream: INetStream) -> None:
         muxed, connection = getattr(stream, "muxed_stream", None), getattr(stream, "swarm_conn", None)
-        if not isinstance(muxed, YamuxStream) or not isinstance(connection, Connection):
+        if not isinstance(muxed, MuxedStream) or not isinstance(connection, Connection):
             await stream.reset()
             return
         try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import ProtocolError
 from .hardening import MAX_MULTISTREAM_MESSAGE_BYTES
-from .yamux_stream import YamuxStream
+from .muxed import MuxedStream
 
 __all__ = ["answer", "select"]
 
@@ -23,7 +23,7 @@ _LIST = "ls"
 _MAX_PROPOSALS = 64
 
 
-async def select(stream: YamuxStream, protocols: Sequence[str]) -> str | None:
+async def select(stream: MuxedStream, protocols: Sequence[str]) -> str | None:
     """Agree on the first protocol that the other side speaks; None if it speaks none.
 
     The first proposal goes out together with the greeting, which saves a round trip.
@@ -45,7 +45,7 @@ async def select(stream: YamuxStream, protocols: Sequence[str]) -> str | None:
     return None
 
 
-async def answer(stream: YamuxStream, known: Mapping[Any, object]) -> str:
+async def answer(stream: MuxedStream, known: Mapping[Any, object]) -> str:
     """Let the other side choose a protocol that we speak.
 
     :raises ProtocolError: the other side does not keep to multistream-select, or proposes without end.
@@ -66,12 +66,12 @@ async def answer(stream: YamuxStream, known: Mapping[Any, object]) -> str:
     raise ProtocolError(f"The other side proposed {_MAX_PROPOSALS} protocols, none of which we speak.")
 
 
-async def _greeting(stream: YamuxStream) -> None:
+async def _greeting(stream: MuxedStream) -> None:
     if await _read_line(stream) != _MULTISTREAM:
         raise ProtocolError("The other side does not speak multistream-select 1.0.")
 
 
-async def _read_line(stream: YamuxStream) -> str:
+async def _read_line(stream: MuxedStream) -> str:
     """Read one message, and not a byte more."""
     length = shift = 0
     while True:

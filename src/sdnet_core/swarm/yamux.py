@@ -19,12 +19,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import trio
-from libp2p.abc import IMuxedConn, ISecureConn
+from libp2p.abc import ISecureConn
 from libp2p.connection_types import ConnectionType
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamError
 from multiaddr import Multiaddr
 
+from .muxed import MuxedConnection
 from .noise import NoiseSession
 from .yamux_core import Buffer, YamuxCore
 from .yamux_frames import MAX_PAYLOAD_BYTES
@@ -45,7 +46,7 @@ _SLOW_SEND_S = 0.005
 """A batch that takes longer to hand over was too large: what comes next has to wait for all of it."""
 
 
-class Yamux(IMuxedConn):
+class Yamux(MuxedConnection):
     """One multiplexed connection over a secured one.
 
     :param max_inbound_streams: streams that the peer may have open at a time; more are reset.

@@ -8,9 +8,9 @@ from sdnet_core.swarm import _fastecdsa as _fastecdsa
 from typing import TYPE_CHECKING
 
 import trio
-from libp2p.abc import IMuxedStream
 from libp2p.stream_muxer.exceptions import MuxedStreamClosed, MuxedStreamEOF, MuxedStreamReset
 
+from .muxed import MuxedStream
 from .yamux_window import StreamCore
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _YIELD_CALL_BYTES = 8 * 1024
 """What one call counts for at least."""
 
 
-class YamuxStream(StreamCore, IMuxedStream):
+class YamuxStream(StreamCore, MuxedStream):
     """One stream. One task may read while another writes."""
 
     __slots__ = ("_readers", "_unyielded", "_writers", "muxed_conn")
@@ -124,6 +124,3 @@ class YamuxStream(StreamCore, IMuxedStream):
     def get_remote_address(self) -> tuple[str, int] | None:
         """IP address and port of the peer, if known."""
         return self.muxed_conn.get_remote_address()
-
-    async def __aenter__(self) -> YamuxStream:
-        return self
