@@ -37,6 +37,7 @@ LAYERS = [
         "core",
         "core_devices",
         "core_factories",
+        "core_meeting",
         "core_messages",
         "core_stores",
         "core_streams",

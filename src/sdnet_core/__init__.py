@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .devices.delivery import Delivery, DeliveryOutcome, InboundMessage, Priority
     from .devices.trust import Access, RemoteDevice, Trust
     from .discovery.candidates import Candidate
+    from .discovery.search import Way, WayState
     from .hookspecs import (
         ApiRequest,
         AuthorizationRequest,
@@ -48,6 +49,7 @@ _HOMES = {
     "devices.delivery": ("Delivery", "DeliveryOutcome", "InboundMessage", "Priority"),
     "devices.trust": ("Access", "RemoteDevice", "Trust"),
     "discovery.candidates": ("Candidate",),
+    "discovery.search": ("Way", "WayState"),
     "hookspecs": ("ApiRequest", "AuthorizationRequest", "Decision", "Route", "ServiceSpec", "hookimpl"),
     "identity": (
         "DeviceInfo",
@@ -95,6 +97,8 @@ __all__ = [
     "ServiceSpec",
     "Trust",
     "WaitingMessage",
+    "Way",
+    "WayState",
     "hookimpl",
     "is_small_order",
     "load_config",

@@ -61,10 +61,18 @@ class DiscoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
     :param mdns: announce and browse on the local network.
     :param mdns_interfaces: addresses of the interfaces to use; all when empty.
+    :param dht: be found, and find others, through meeting points; without one nothing is done.
+    :param bootstrap: meeting points: multiaddrs of public nodes (``sdnet node``) that end in ``/p2p/`` and a peer id.
+    :param relay: let meeting points relay connections that cannot be made directly.
+    :param upnp: ask the router for a port, where ``miniupnpc`` is installed.
     """
 
     mdns: bool = True
     mdns_interfaces: tuple[str, ...] = ()
+    dht: bool = True
+    bootstrap: tuple[str, ...] = ()
+    relay: bool = True
+    upnp: bool = True
 
 
 class ConnectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .core import NetworkingCore
     from .core_messages import WaitingMessage
     from .discovery.candidates import CandidateStream
+    from .discovery.search import Way
     from .storage import SecureStorage
 
 __all__ = ["PluginContext"]
@@ -269,26 +270,54 @@ class PluginContext:
         """Sign with the device key for the purpose ``<plugin name>``; check with `sdnet_core.identity.verify`."""
         return self._core.identity.sign(self.name, message)
 
-    def advertise(self, tag: bytes) -> AbstractContextManager[None]:
+    def advertise(self, tag: bytes, *, record: bytes | None = None) -> AbstractContextManager[None]:
         """Announce a tag (1 to 64 bytes, which everybody near can read) in discovery for the length of the block.
+
+        :param record: a secret of 32 bytes. Whoever calls `candidates` with the same one finds this device, with the
+            tag, from other networks too, if both have a meeting point in common; nobody else learns anything of it.
 
         Needs `Capability.ADVERTISE`. With `Capability.PAIR` it also says that this device waits to be paired: a device
         that was revoked is let in meanwhile, for protocols with that capability only.
         """
         self._require(Capability.ADVERTISE)
-        return self._core.advertise(tag, pairing=Capability.PAIR in self._capabilities)
+        return self._core.advertise(tag, pairing=Capability.PAIR in self._capabilities, record=record)
 
-    def candidates(self, *, refresh: bool = False) -> AbstractAsyncContextManager[CandidateStream]:
+    def candidates(
+        self, *, record: bytes | None = None, refresh: bool = False
+    ) -> AbstractAsyncContextManager[CandidateStream]:
         """Peers that discovery sees, those known already first: ``async with`` it and iterate.
 
-        Needs `Capability.ADVERTISE`.
+        How far the search has come is told by `search_ways`, and by ``search-progress`` events. Needs
+        `Capability.ADVERTISE`.
 
+        :param record: look on other networks too, for the device that advertises with this secret.
         :param refresh: ask the network anew, because somebody waits.
         """
         self._require(Capability.ADVERTISE)
         if refresh:
             self._core.discovery.refresh()
-        return self._core.discovery.subscribe()
+        return self._core.discovery.subscribe(record=record)
+
+    def search_ways(self) -> tuple[Way, ...]:
+        """The ways in which peers are looked for (``mdns``: this network, ``dht``: meeting points), and where each
+        stands."""
+        return self._core.discovery.ways()
+
+    @property
+    def meeting_points(self) -> tuple[str, ...]:
+        """The public nodes through which this device is found from other networks: multiaddrs that end in ``/p2p/``
+        and a peer id, best first. Whoever wants to find it needs one of them in common."""
+        return self._core.meeting_points
+
+    async def add_meeting_points(self, addresses: Iterable[str]) -> None:
+        """Use more meeting points from now on, and after restarts. Needs `Capability.PAIR`.
+
+        :param addresses: multiaddrs that end in ``/p2p/`` and a peer id; those known already do no harm.
+        :raises InvalidRequestError: one is no such address.
+        :raises StorageError: they are used, but could not be stored.
+        """
+        self._require(Capability.PAIR)
+        await self._core.add_meeting_points(addresses)
 
     def pairing_with(self, peer_id: str, session_id: uuid.UUID) -> AbstractContextManager[None]:
         """Say that a pairing with a peer goes on for the length of the block. Needs `Capability.PAIR`."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -24,6 +24,7 @@ from .commands import (
 from .config import Config
 from .core_devices import DeviceMethods
 from .core_factories import SourcesFactory, SwarmFactory, default_sources, default_swarm, plugin_set
+from .core_meeting import MeetingMethods
 from .core_messages import MessageMethods, Messages
 from .core_stores import open_stores
 from .core_streams import StreamMethods
@@ -39,7 +40,6 @@ from .events import (
     EventBus,
     NodeStarted,
     PeerDisconnected,
-    PeerDiscovered,
     StoreRecovered,
     Subscription,
 )
@@ -60,7 +60,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class NetworkingCore(DeviceMethods, MessageMethods, StreamMethods):
+class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, StreamMethods):
     """One node: its identity, swarm, devices and plugins.
 
     Use: ``async with NetworkingCore(config) as core: …``. Everything it started has ended when the block is left.
@@ -129,6 +129,7 @@ class NetworkingCore(DeviceMethods, MessageMethods, StreamMethods):
         self._vault, self._storage, self.audit, self._store = stores.vault, stores.storage, stores.audit, stores.devices
         self._node_store, revocations = stores.node, stores.revocations
         self.identity, self.device_info = stores.identity, stores.device_info
+        await self._load_meeting_points()
         self._recovered = await restore_devices(self._registry, self._store, revocations, self.events)
         for detail in (*self._vault.recovered, *self._storage.recovered):
             self.events.publish(StoreRecovered(detail=detail))
@@ -137,7 +138,9 @@ class NetworkingCore(DeviceMethods, MessageMethods, StreamMethods):
         self._swarm = self._make_swarm(self.identity)
         self._swarm.gate = self.gate.admits
         self._swarm.knows = lambda peer_id: self._registry.by_peer(peer_id) is not None
-        self.discovery = Discovery(self._make_sources(self.identity), self.clock, peer_id=self.identity.peer_id)
+        self.discovery = Discovery(
+            self._make_sources(self.identity), self.clock, peer_id=self.identity.peer_id, on_progress=self._on_progress
+        )
         self._connections = PersistentConnectionManager(
             swarm=self._swarm,
             discovery=self.discovery,
@@ -240,17 +243,6 @@ class NetworkingCore(DeviceMethods, MessageMethods, StreamMethods):
             if set(addresses) != set(self._last_addresses):
                 await self._commands.call(SwarmHappened(AddressesChanged(addresses)))
 
-    async def _follow_discovery(self) -> None:
-        async with self.discovery.subscribe() as candidates:
-            async for candidate in candidates:
-                if self._registry.add_discovered_peer(candidate.peer_id, candidate.addresses):
-                    self.events.publish(
-                        PeerDiscovered(
-                            peer_id=candidate.peer_id, addresses=candidate.addresses, source=candidate.source
-                        )
-                    )
-                self._connections.sighted(candidate.peer_id)
-
     async def _carry_out(self, command: Command) -> Any:
         match command:
             case SwarmHappened(Disconnected(peer_id, generation)):
@@ -314,19 +306,6 @@ class NetworkingCore(DeviceMethods, MessageMethods, StreamMethods):
         directory = self.config.paths.data / "plugins" / name
         ensure_private_directory(directory, below=self.config.paths.data)
         return directory
-
-    @contextmanager
-    def advertise(self, tag: bytes, *, pairing: bool = False) -> Iterator[None]:
-        """Announce a tag in discovery for the length of the block.
-
-        :param pairing: this device waits to be paired meanwhile.
-        """
-        token = self.discovery.advertise(tag)
-        try:
-            with self.gate.window() if pairing else nullcontext():
-                yield
-        finally:
-            self.discovery.withdraw(token)
 
     # Looking at it
 

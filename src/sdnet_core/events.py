@@ -34,6 +34,7 @@ __all__ = [
     "PeerDiscovered",
     "PeerRefused",
     "PluginFailed",
+    "SearchProgress",
     "StoreRecovered",
     "Subscription",
     "TrustChanged",
@@ -59,6 +60,21 @@ class PeerDiscovered(NetworkEvent):
     peer_id: str
     addresses: tuple[str, ...]
     source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchProgress(NetworkEvent):
+    """A way of finding peers stands elsewhere than before.
+
+    :param way: ``mdns`` for the local network, ``dht`` for meeting points and what they know.
+    :param state: ``starting``, ``looking``, ``off``, ``unreachable`` or ``failed``.
+    :param detail: more for a person, one sentence; empty if there is none.
+    """
+
+    kind = "search-progress"
+    way: str
+    state: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

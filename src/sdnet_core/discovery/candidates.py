@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
 
 import anyio
 import anyio.lowlevel
@@ -19,6 +17,8 @@ from anyio.abc import TaskGroup
 from sdnet_core.clock import Clock
 from sdnet_core.discovery.interfaces import local_networks
 from sdnet_core.discovery.multiaddrs import MAX_ADDRESSES_PER_PEER, Network, useful_addresses
+from sdnet_core.discovery.search import Rendezvous, Way, WayState
+from sdnet_core.discovery.source import Announcement, Candidate, CandidateSink, DiscoverySource
 from sdnet_core.errors import InvalidRequestError
 
 __all__ = [
@@ -44,84 +44,12 @@ NETWORKS_REFRESH_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """Addresses at which a peer may be reached. Nothing here is proven: dialling it is.
-
-    :param peer_id: libp2p peer id, base58.
-    :param addresses: multiaddrs without a trailing ``/p2p``, best first.
-    :param source: name of the source that found them.
-    :param tags: what the peer announces beside its addresses, each at most 64 bytes.
-    :param seen_at: when the source last heard of it, monotonic seconds.
-    """
-
-    peer_id: str
-    addresses: tuple[str, ...]
-    source: str
-    tags: frozenset[bytes] = frozenset()
-    seen_at: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Announcement:
-    """What this node wants others to know.
-
-    :param addresses: multiaddrs it can be dialled at.
-    :param tags: at most 64 bytes each.
-    """
-
-    addresses: tuple[str, ...] = ()
-    tags: frozenset[bytes] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
 class Advertisement:
     """Proof of having advertised a tag; give it to :meth:`Discovery.withdraw`."""
 
     tag: bytes
     number: int
-
-
-class CandidateSink(ABC):
-    """Where a source reports what it finds. Its methods never block and never raise on what a peer sent."""
-
-    @abstractmethod
-    def ready(self) -> None:
-        """The source has started. Implied by the first report."""
-
-    @abstractmethod
-    def found(self, candidate: Candidate, *, ttl_s: float = math.inf, fresh: bool = False) -> None:
-        """A peer may be at these addresses; replaces what this source said of that peer before.
-
-        :param ttl_s: how long this holds, seconds.
-        :param fresh: tell subscribers even if they know all of it already, because the peer was heard of just now.
-        """
-
-    @abstractmethod
-    def lost(self, peer_id: str) -> None:
-        """The peer is gone, or this source does not know of it any more."""
-
-
-class DiscoverySource(ABC):
-    """One way of finding peers, and of being found."""
-
-    name: ClassVar[str]
-    """Short, such as ``mdns``."""
-    start_timeout_s: ClassVar[float] = 30.0
-    """A source that has not said :meth:`CandidateSink.ready` within this time is taken to hang and is restarted."""
-
-    @abstractmethod
-    async def run(self, sink: CandidateSink) -> None:
-        """Look for peers, and announce this node, until cancelled.
-
-        Called again after it raised. Returning means that there is nothing to look for any more. On cancellation it
-        withdraws what it announced, in bounded time.
-        """
-
-    def announce(self, announcement: Announcement) -> None:  # noqa: B027 - a source that only looks needs none
-        """Announce this from now on, instead of what was said before. Called at any time; must not block."""
-
-    def refresh(self) -> None:  # noqa: B027 - a source that is told of everything needs none
-        """Look again now, because somebody waits for it. Called at any time; must not block."""
+    record: bytes | None = field(default=None, repr=False)
 
 
 class CandidateStream:
@@ -196,6 +124,7 @@ class Discovery:
     :param peer_id: our own, which is never a candidate.
     :param networks: gives this machine's networks; their addresses are preferred.
     :param restart_delay_s: how long a source that failed waits at first, seconds; doubles up to a minute.
+    :param on_progress: told when one of the ways of finding peers stands elsewhere than before.
     """
 
     def __init__(
@@ -206,6 +135,7 @@ class Discovery:
         peer_id: str,
         networks: Callable[[], Sequence[Network]] = local_networks,
         restart_delay_s: float = RESTART_DELAY_S,
+        on_progress: Callable[[Way], None] | None = None,
     ) -> None:
         self._sources = tuple(sources)
         if len({source.name for source in self._sources}) != len(self._sources):
@@ -221,6 +151,9 @@ class Discovery:
         self._advertised: set[Advertisement] = set()
         self._numbers = itertools.count(1)
         self._announcement = Announcement()
+        self._sought: Counter[bytes] = Counter()
+        self._ways = {source.name: Way(source.name) for source in self._sources}
+        self._on_progress = on_progress
         self._stopped = False
 
     @asynccontextmanager
@@ -251,9 +184,12 @@ class Discovery:
             started_at = self._clock.monotonic()
             try:
                 self._announce_to(source)
+                self._seek_by(source)
                 if await self._run_once(source):
                     _logger.debug("Discovery by %s has ended", source.name)
+                    self._progress(source.name, WayState.OFF)
                     return
+                self._progress(source.name, WayState.FAILED, "It did not start in time.")
                 _logger.warning(
                     "Discovery by %s did not start within %.0f s; trying again in %.0f s",
                     source.name,
@@ -261,6 +197,7 @@ class Discovery:
                     delay_s,
                 )
             except Exception as error:
+                self._progress(source.name, WayState.FAILED, str(error) or type(error).__name__)
                 _logger.warning(
                     "Discovery by %s failed; trying again in %.0f s: %s",
                     source.name,
@@ -296,6 +233,23 @@ class Discovery:
         except Exception:
             _logger.exception("Discovery by %s does not take the announcement", source.name)
 
+    def _seek_by(self, source: DiscoverySource) -> None:
+        try:
+            source.seek(frozenset(self._sought))
+        except Exception:
+            _logger.exception("Discovery by %s does not take what is sought", source.name)
+
+    def ways(self) -> tuple[Way, ...]:
+        """The ways of finding peers, and where each stands."""
+        return tuple(self._ways.values())
+
+    def _progress(self, source: str, state: WayState, detail: str = "") -> None:
+        way = Way(source, state, detail)
+        if self._ways[source] != way:
+            self._ways[source] = way
+            if self._on_progress is not None:
+                self._on_progress(way)
+
     def refresh(self) -> None:
         """Look again now instead of at the next turn, because somebody waits."""
         for source in self._sources:
@@ -315,10 +269,11 @@ class Discovery:
         chosen = useful_addresses(self._peer_id, addresses)
         self._set_announcement(replace(self._announcement, addresses=chosen))
 
-    def advertise(self, tag: bytes) -> Advertisement:
+    def advertise(self, tag: bytes, *, record: bytes | None = None) -> Advertisement:
         """Announce a tag beside the addresses, until as many withdrew it as advertised it.
 
         :param tag: 1 to 64 bytes that everybody near can read.
+        :param record: a secret of 32 bytes; who has it finds this node and the tag from far away too.
         :raises InvalidRequestError: the tag is empty or too long, or there are 16 others.
         """
         if not 1 <= len(tag) <= MAX_TAG_BYTES:
@@ -326,16 +281,26 @@ class Discovery:
         tags = {held.tag for held in self._advertised} | {tag}
         if len(tags) > MAX_TAGS:
             raise InvalidRequestError(f"At most {MAX_TAGS} tags can be advertised at the same time.")
-        token = Advertisement(tag, next(self._numbers))
+        if record is not None:
+            Rendezvous(record)  # which checks it
+        token = Advertisement(tag, next(self._numbers), record)
         self._advertised.add(token)
-        self._set_announcement(replace(self._announcement, tags=frozenset(tags)))
+        self._announce_advertised()
         return token
 
     def withdraw(self, token: Advertisement) -> None:
         """Take back an advertisement; a second time does nothing."""
         self._advertised.discard(token)
+        self._announce_advertised()
+
+    def _announce_advertised(self) -> None:
         tags = frozenset(held.tag for held in self._advertised)
-        self._set_announcement(replace(self._announcement, tags=tags))
+        secrets = {held.record for held in self._advertised if held.record is not None}
+        records = frozenset(
+            Rendezvous(secret, frozenset(held.tag for held in self._advertised if held.record == secret))
+            for secret in secrets
+        )
+        self._set_announcement(replace(self._announcement, tags=tags, records=records))
 
     def known(self, peer_id: str) -> tuple[Candidate, ...]:
         """What is known of a peer now: at most one candidate per source, in the order of the sources."""
@@ -355,13 +320,20 @@ class Discovery:
 
     @asynccontextmanager
     async def subscribe(
-        self, predicate: Callable[[Candidate], bool] | None = None, *, buffer: int = 256
+        self,
+        predicate: Callable[[Candidate], bool] | None = None,
+        *,
+        buffer: int = 256,
+        record: bytes | None = None,
     ) -> AsyncIterator[CandidateStream]:
         """Follow what is found: first what is known already, then each news as it comes.
 
         :param predicate: only candidates for which this is true; must be quick.
         :param buffer: candidates held for a slow subscriber before the oldest give way.
+        :param record: look far away too, for the node that advertises with this secret.
         """
+        if record is not None:
+            Rendezvous(record)  # which checks it
         if buffer < 1:
             raise ValueError("a subscription holds at least one candidate")
         stream = CandidateStream(predicate, buffer)
@@ -370,10 +342,19 @@ class Discovery:
         if self._stopped:
             stream._end()
         self._streams.add(stream)
+        self._change_sought(record, 1)
         try:
             yield stream
         finally:
+            self._change_sought(record, -1)
             self._streams.discard(stream)
+
+    def _change_sought(self, record: bytes | None, change: int) -> None:
+        if record is not None:
+            self._sought[record] += change
+            self._sought += Counter()  # leaves out what nobody seeks any more
+            for source in self._sources:
+                self._seek_by(source)
 
     def _current_networks(self, now: float) -> Sequence[Network]:
         if now - self._networks_read_at >= NETWORKS_REFRESH_S:
@@ -421,10 +402,16 @@ class _Sink(CandidateSink):
         self.is_ready = anyio.Event()
 
     def ready(self) -> None:
-        self.is_ready.set()
+        if not self.is_ready.is_set():
+            self.is_ready.set()
+            if self._discovery._ways[self._source].state in (WayState.STARTING, WayState.FAILED):
+                self.progress(WayState.LOOKING)
+
+    def progress(self, state: WayState, detail: str = "") -> None:
+        self._discovery._progress(self._source, state, detail)
 
     def found(self, candidate: Candidate, *, ttl_s: float = math.inf, fresh: bool = False) -> None:
-        self.is_ready.set()
+        self.ready()
         self._discovery._found(self._source, candidate, ttl_s, fresh)
 
     def lost(self, peer_id: str) -> None:

@@ -1,0 +1,109 @@
+"""What a node does to be found and to find others: on the local network, and through meeting points."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Annotated
+
+import msgspec
+
+from .clock import Clock, Randomness
+from .config import Config
+from .devices.gate import PeerGate
+from .devices.manager import PersistentConnectionManager
+from .devices.registry import DeviceRegistry
+from .discovery.candidates import Discovery
+from .discovery.points import group_points, parse_point
+from .discovery.search import Way
+from .errors import InvalidRequestError, SerializationError, StorageError
+from .events import EventBus, PeerDiscovered, SearchProgress
+from .storage import SecureStorage
+from .wire import Message, decode, encode
+
+__all__ = ["MeetingMethods"]
+
+logger = logging.getLogger(__name__)
+
+MAX_LEARNED = 16
+"""Most addresses of meeting points kept that came with a pairing."""
+
+
+class _LearnedPoints(Message, frozen=True, kw_only=True, tag=1):
+    """Meeting points that were not set by a person here, newest first."""
+
+    addresses: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=512)], ...], msgspec.Meta(max_length=MAX_LEARNED)]
+
+
+class MeetingMethods:
+    """The methods of `NetworkingCore` that are about finding peers."""
+
+    clock: Clock
+    config: Config
+    discovery: Discovery
+    events: EventBus
+    gate: PeerGate
+    randomness: Randomness
+    _connections: PersistentConnectionManager
+    _registry: DeviceRegistry
+    _storage: SecureStorage
+    _learned_points: tuple[str, ...] = ()
+
+    @contextmanager
+    def advertise(self, tag: bytes, *, pairing: bool = False, record: bytes | None = None) -> Iterator[None]:
+        """Announce a tag in discovery for the length of the block.
+
+        :param pairing: this device waits to be paired meanwhile.
+        :param record: a secret of 32 bytes; who has it finds this device from other networks too.
+        """
+        token = self.discovery.advertise(tag, record=record)
+        try:
+            with self.gate.window() if pairing else nullcontext():
+                yield
+        finally:
+            self.discovery.withdraw(token)
+
+    @property
+    def meeting_points(self) -> tuple[str, ...]:
+        """The public nodes through which this one is found: multiaddrs that end in ``/p2p/`` and a peer id."""
+        points = group_points((*self.config.discovery.bootstrap, *self._learned_points))
+        return tuple(address for point in points for address in point.full_addresses)
+
+    async def add_meeting_points(self, addresses: Iterable[str]) -> None:
+        """Use more meeting points from now on. Errors: see `PluginContext.add_meeting_points`."""
+        new = [full for text in addresses for full in parse_point(text).full_addresses]
+        known = (*self.config.discovery.bootstrap, *self._learned_points)
+        added = [address for address in dict.fromkeys(new) if address not in known]
+        if not added:
+            return
+        self._learned_points = (*added, *self._learned_points)[:MAX_LEARNED]
+        self._meeting_points_changed()
+        await self._storage.store("meeting-points", encode(_LearnedPoints(addresses=self._learned_points)))
+
+    async def _load_meeting_points(self) -> None:
+        group_points(self.config.discovery.bootstrap)  # which checks them
+        try:
+            data = await self._storage.load("meeting-points")
+            self._learned_points = () if data is None else decode(data, _LearnedPoints).addresses
+            group_points(self._learned_points)
+        except (StorageError, SerializationError, InvalidRequestError) as error:
+            logger.warning("the meeting points that were learnt are lost: %s", error)
+            self._learned_points = ()
+
+    def _meeting_points_changed(self) -> None:
+        self.discovery.refresh()
+
+    def _on_progress(self, way: Way) -> None:
+        self.events.publish(SearchProgress(way=way.name, state=str(way.state), detail=way.detail))
+
+    async def _follow_discovery(self) -> None:
+        async with self.discovery.subscribe() as candidates:
+            async for candidate in candidates:
+                if self._registry.add_discovered_peer(candidate.peer_id, candidate.addresses):
+                    self.events.publish(
+                        PeerDiscovered(
+                            peer_id=candidate.peer_id, addresses=candidate.addresses, source=candidate.source
+                        )
+                    )
+                self._connections.sighted(candidate.peer_id)
