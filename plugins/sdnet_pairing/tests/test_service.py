@@ -16,6 +16,7 @@ from sdnet_pairing import (
     Reason,
     Role,
     SessionState,
+    UriError,
 )
 
 from .nodes import PairingPlugin, ShiftedClock, asked, connected, ended, pairing, reached, roots, shows_code, until
@@ -399,3 +400,29 @@ async def test_devices_that_are_paired_can_pair_anew() -> None:
         assert roots(a) == roots(b) != before
         await connected(a, b)
         await reached(pairing(a), shown.status, lambda now: not now.pending)
+
+
+async def test_a_link_finds_the_device_where_discovery_does_not() -> None:
+    async with linked_nodes(2, plugins=[PairingPlugin], paired=False) as nodes:
+        a, b = nodes
+        nodes.discovery.forget(a.identity.peer_id)
+        shown = await pairing(a).start_pairing_as_initiator(auto_accept=True)
+        joining = await pairing(b).start_pairing_as_joiner(f" {shown.uri[:40]}\n{shown.uri[40:]}\n")
+        assert (await ended(pairing(b), joining)).state is SessionState.COMPLETED
+        assert (await ended(pairing(a), joining)).device is not None
+
+
+async def test_an_old_link_is_refused_by_the_device_that_made_it_at_once() -> None:
+    async with linked_nodes(2, plugins=[PairingPlugin], paired=False) as (a, b):
+        shown = await pairing(a).start_pairing_as_initiator()
+        pairing(a).cancel(str(shown.status.id))
+        joining = await pairing(b).start_pairing_as_joiner(shown.uri)
+        assert (await ended(pairing(b), joining)).reason is Reason.REFUSED
+
+
+async def test_a_changed_link_starts_nothing() -> None:
+    async with linked_nodes(2, plugins=[PairingPlugin], paired=False) as (a, b):
+        shown = await pairing(a).start_pairing_as_initiator()
+        with pytest.raises(UriError, match="not whole"):
+            await pairing(b).start_pairing_as_joiner(shown.uri[:-3])
+        assert pairing(b).get_pairing_status() == ()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .service import CodeUsedError, PairingService, ShownCode
     from .session import PairingStatus, PeerDevice, Reason, Role, SessionState
     from .ui import PairingUserInterface, PendingList, ProgrammaticInterface
+    from .uri import PairingUri, UriError
 
 _HOMES = {
     "code": ("CodeError", "PairingCode"),
@@ -23,6 +24,7 @@ _HOMES = {
     "service": ("CodeUsedError", "PairingService", "ShownCode"),
     "session": ("PairingStatus", "PeerDevice", "Reason", "Role", "SessionState"),
     "ui": ("PairingUserInterface", "PendingList", "ProgrammaticInterface"),
+    "uri": ("PairingUri", "UriError"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -37,6 +39,7 @@ __all__ = [
     "PairingService",
     "PairingStateChanged",
     "PairingStatus",
+    "PairingUri",
     "PairingUserInterface",
     "PeerDevice",
     "PendingList",
@@ -45,6 +48,7 @@ __all__ = [
     "Role",
     "SessionState",
     "ShownCode",
+    "UriError",
 ]
 
 

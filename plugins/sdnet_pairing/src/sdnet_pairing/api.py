@@ -20,7 +20,7 @@ __all__ = ["routes"]
 
 class _NewSession(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: Literal["initiator", "joiner"]
-    code: Annotated[str, msgspec.Meta(max_length=1024)] | list[str] | None = None
+    code: Annotated[str, msgspec.Meta(max_length=2048)] | list[str] | None = None
     auto_accept: bool = False
     hints: Annotated[list[str], msgspec.Meta(max_length=16)] = []
     timeout_s: float | None = None
@@ -61,7 +61,7 @@ class _Api:
             if wanted.code is not None or wanted.hints or wanted.timeout_s is not None:
                 raise InvalidRequestError("The device that shows the code takes no code, hints or time.")
             shown = await self._service.start_pairing_as_initiator(auto_accept=wanted.auto_accept)
-            return {**_plain(shown.status), "code": " ".join(shown.words), "words": shown.words}
+            return {**_plain(shown.status), "code": " ".join(shown.words), "words": shown.words, "uri": shown.uri}
         if wanted.code is None:
             raise InvalidRequestError("The joining device needs the code.")
         if wanted.auto_accept:

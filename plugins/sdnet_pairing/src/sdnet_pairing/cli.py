@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from sdnet_core.errors import (
     AuthenticationFailedError,
     ConflictError,
     ConnectionFailedError,
+    InvalidRequestError,
     NetworkingError,
     NetworkTimeoutError,
     RefusedError,
@@ -48,28 +50,42 @@ def pair() -> None:
 
 @pair.command()
 @click.option("--auto-accept", is_flag=True, help="Pair with whoever types the code, without asking.")
+@click.option("--qr", is_flag=True, help="Also draw a QR code of the pairing link: the code and where this device is.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the QR code to a new .png or .svg.")
 @click.option("--no-wait", is_flag=True, help="Print the code and return; answer later with 'pair accept'.")
 @json_option
 @pass_cli
-def generate(cli: Cli, auto_accept: bool, no_wait: bool, as_json: bool) -> None:
+def generate(cli: Cli, auto_accept: bool, qr: bool, out: Path | None, no_wait: bool, as_json: bool) -> None:
     """Show a new pairing code and wait for the other device.
 
     The code is good for five minutes and for one device. When a device has proven that it knows the code, you are
     asked whether to pair with it: compare the fingerprint with the one that it shows ('sdnet status' there).
     Ctrl-C takes the code back.
 
+    --qr also draws a QR code, and prints the link in it. The link holds the code and where this device can be
+    reached, so that the other one finds it sooner, also where the network hides the two from each other. Whoever
+    sees the words, the QR code or the link can ask to pair.
+
     With --json, one line is printed for the code and one for every change.
 
     \b
     sdnet pair generate
+    sdnet pair generate --qr
+    sdnet pair generate --out code.png
     sdnet pair generate --auto-accept
     sdnet pair generate --no-wait --json
     """
+    if out is not None:
+        from .qr import file_format
+
+        file_format(out)
     session = cli.client.post(_SESSIONS, {"role": "initiator", "auto_accept": auto_accept})
     if as_json:
         cli.print_json(session, compact=not no_wait)
     else:
-        _show_code(cli, session)
+        _show_code(cli, session, qr=qr)
+    if out is not None:
+        _write_code(cli, session, out)
     if not no_wait:
         _finish(cli, session, as_json)
 
@@ -86,20 +102,18 @@ def join(
 ) -> None:
     """Pair with the device that shows the code WORDS.
 
-    Without WORDS you are asked for them, and "-" reads them from standard input. Do it one of these ways where
-    others use the machine too: they can see the arguments of your commands. Case and hyphens do not matter, and four
-    letters of each word are enough.
+    Without WORDS you are asked for them, one by one or all at once, and "-" reads them from standard input. Prefer
+    these: others who use the machine can see the arguments of your commands. A link (sdnet:pair?…), as the QR code
+    holds it, may stand in place of the words. Case and punctuation do not matter, and four letters of each word are
+    enough.
 
     \b
     sdnet pair join
     sdnet pair join - < code.txt
     sdnet pair join legal winner thank year wave sausage worth useful legal winner thank yellow
     """
-    from .code import PairingCode
-
-    typed = _read_words(words)
     # Checked here first, so that what is misspelt goes no further.
-    code = " ".join(PairingCode.parse(typed).words)
+    code = _read_code(cli, words)
     body: dict[str, Any] = {"role": "joiner", "code": code, "hints": list(hints)}
     if timeout is not None:
         body["timeout_s"] = timeout
@@ -201,18 +215,38 @@ def cancel(cli: Cli, id: str, as_json: bool) -> None:
         cli.print("The pairing is cancelled.")
 
 
-def _read_words(words: Sequence[str]) -> str:
+def _read_code(cli: Cli, words: Sequence[str]) -> str:
+    """The code as the node takes it: the whole words, or the link."""
+    from .code import PairingCode
+    from .uri import PairingUri, is_uri
+
     if list(words) == ["-"]:
-        return sys.stdin.read(4096)
-    if words:
-        return " ".join(words)
-    if not sys.stdin.isatty():
+        typed = sys.stdin.read(4096)
+    elif words:
+        typed = " ".join(words)
+        cli.note("Others on this machine could see the code among your command's arguments; 'sdnet pair join' asks.")
+    elif sys.stdin.isatty():
+        from .prompt import ask_for_code
+
+        found = ask_for_code(cli.note)
+        return str(found) if isinstance(found, PairingUri) else " ".join(found.words)
+    else:
         raise click.UsageError("Give the 12 words of the code, or - to read them from standard input.")
-    typed: str = click.prompt("Pairing code", hide_input=False, err=True)
-    return typed
+    return str(PairingUri.parse(typed)) if is_uri(typed) else " ".join(PairingCode.parse(typed).words)
 
 
-def _show_code(cli: Cli, session: dict[str, Any]) -> None:
+def _write_code(cli: Cli, session: dict[str, Any], path: Path) -> None:
+    from .qr import write_qr
+
+    try:
+        write_qr(session["uri"], path)
+    except InvalidRequestError:
+        cli.client.delete(f"{_SESSIONS}/{session['id']}")
+        raise
+    cli.note(f"{path} holds the code; delete it when the devices are paired.")
+
+
+def _show_code(cli: Cli, session: dict[str, Any], *, qr: bool = False) -> None:
     words = session["words"]
     half = len(words) // 2
     if cli.interactive:
@@ -224,6 +258,11 @@ def _show_code(cli: Cli, session: dict[str, Any]) -> None:
         cli.console.print(panel)
     else:
         cli.print(" ".join(words))
+    if qr:
+        from .qr import draw_qr
+
+        click.echo(draw_qr(session["uri"], encoding=sys.stdout.encoding or "ascii", colours=cli.interactive))
+        cli.print(session["uri"])
     left = format_duration(max(0.0, session["expires_at"] - time.time()))
     cli.note(f"Type it on the other device: sdnet pair join\nIt is good for {left} and for one device.")
 

@@ -21,7 +21,18 @@ from mnemonic import Mnemonic
 
 from sdnet_core.errors import InvalidRequestError
 
-__all__ = ["WORDS", "CodeError", "CodeKeys", "PairingCode", "discovery_tag", "matches_tag"]
+__all__ = [
+    "WORDS",
+    "CodeError",
+    "CodeKeys",
+    "PairingCode",
+    "close_words",
+    "complete_word",
+    "discovery_tag",
+    "matches_tag",
+    "split_words",
+    "word_list",
+]
 
 WORDS = 12
 """Words in a code: 128 bits and a checksum of 4 bits (BIP39)."""
@@ -31,8 +42,8 @@ TAG_MAC_BYTES = 8
 
 _MAX_TEXT = 1024
 _PREFIX_LETTERS = 4  # BIP39: the first four letters tell a word from all others
-_SEPARATORS = re.compile(r"[\s,;_\-\u2010-\u2015\u2500-\u257f]+")
-_NUMBERING = re.compile(r"\d+[.):]?")
+_SEPARATORS = re.compile(r"[\W_]+")  # whatever is neither a letter nor a digit
+_NUMBERING = re.compile(r"\d+")
 
 
 class CodeError(InvalidRequestError):
@@ -91,23 +102,20 @@ class PairingCode:
     def parse(cls, typed: str | Iterable[str]) -> PairingCode:
         """Read a code as a person types it.
 
-        Upper and lower case, numbering, and any white space, commas, hyphens or frames between the words are all the
-        same; four letters are enough of a word.
+        Case, numbering, and whatever white space, punctuation or frames stand between or around the words do not
+        matter; four letters are enough of a word.
 
         :raises CodeError: there are not 12 words, some are not in the list (says which and what was probably meant),
             or the checksum fails.
         """
         text = typed if isinstance(typed, str) else " ".join(typed)
-        if len(text) > _MAX_TEXT:
-            raise CodeError(f"That is too long for a pairing code, which has {WORDS} words.")
-        parts = _SEPARATORS.split(unicodedata.normalize("NFKC", text).casefold())
-        given = [part for part in parts if part and not _NUMBERING.fullmatch(part)]
+        given = split_words(text)
         if not given:
             raise CodeError(f"No pairing code was given; it has {WORDS} words.")
         words: list[str] = []
         problems: list[str] = []
         for position, part in enumerate(given, start=1):
-            word = _complete(part)
+            word = complete_word(part)
             if word is None:
                 problems.append(_unknown(position, part))
             else:
@@ -158,12 +166,36 @@ def _expand(root: bytes, label: str, length: int) -> bytes:
     return HKDFExpand(SHA256(), length, b"sdnet/pair/v1 " + label.encode()).derive(root)
 
 
-def _complete(part: str) -> str | None:
+def word_list() -> tuple[str, ...]:
+    """The 2,048 words that a code is made of, in alphabetical order."""
+    return tuple(_mnemonic().wordlist)
+
+
+def split_words(typed: str) -> list[str]:
+    """The words in what a person typed, in lower case, without numbering and punctuation.
+
+    :raises CodeError: it is far longer than a code.
+    """
+    if len(typed) > _MAX_TEXT:
+        raise CodeError(f"That is too long for a pairing code, which has {WORDS} words.")
+    parts = _SEPARATORS.split(unicodedata.normalize("NFKC", typed).casefold())
+    return [part for part in parts if part and not _NUMBERING.fullmatch(part)]
+
+
+def complete_word(part: str) -> str | None:
+    """The word of the list that was typed, or whose first letters (four or more) were; None if there is none."""
     words = _mnemonic().wordlist
     if part in words:
         return part
     fitting = [word for word in words if word.startswith(part)] if len(part) >= _PREFIX_LETTERS else []
     return fitting[0] if len(fitting) == 1 else None
+
+
+def close_words(part: str, *, limit: int = 3) -> tuple[str, ...]:
+    """The words of the list that were probably meant, the likeliest first."""
+    begun = [word for word in _mnemonic().wordlist if len(part) > 1 and word.startswith(part[:24])]
+    close = difflib.get_close_matches(part[:24], _mnemonic().wordlist, n=limit, cutoff=0.6)
+    return tuple(dict.fromkeys((*begun[:limit], *close)))[:limit]
 
 
 def _unknown(position: int, part: str) -> str:

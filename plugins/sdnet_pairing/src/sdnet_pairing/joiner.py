@@ -39,9 +39,10 @@ from .steps import (
     StoreFailed,
     StorePairing,
 )
+from .uri import PairingUri, circuit_addresses
 from .used_codes import UsedCodes
 
-__all__ = ["Hint", "Joiner", "parse_hints"]
+__all__ = ["Hint", "Joiner", "hints_of", "parse_hints"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +57,12 @@ class Hint:
     """Where the device that shows the code may be.
 
     :param address: multiaddr without the trailing ``/p2p``.
+    :param sure: it came with the code, so this peer shows it or nobody does.
     """
 
     peer_id: str
     address: str
+    sure: bool = False
 
 
 def parse_hints(texts: Iterable[str]) -> tuple[Hint, ...]:
@@ -82,11 +85,17 @@ def parse_hints(texts: Iterable[str]) -> tuple[Hint, ...]:
     return tuple(hints)
 
 
+def hints_of(link: PairingUri) -> tuple[Hint, ...]:
+    """Where the device that made a link may be."""
+    addresses = (*link.addresses, *circuit_addresses(link.meeting_points))
+    return tuple(Hint(link.peer_id, address, sure=True) for address in addresses)
+
+
 @dataclass(slots=True)
 class _Peer:
     """A peer that may show the code.
 
-    :param sure: it announced a tag that only the code gives; otherwise somebody hinted at it.
+    :param sure: it announced a tag that only the code gives, or came with the code; otherwise somebody hinted at it.
     """
 
     peer_id: str
@@ -131,7 +140,7 @@ class Joiner:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._stop_when_over, tasks.cancel_scope)
             for hint in self._hints:
-                self._add(tasks, hint.peer_id, [hint.address], sure=False)
+                self._add(tasks, hint.peer_id, [hint.address], sure=hint.sure)
             async with self._ctx.candidates() as candidates:
                 async for candidate in candidates:
                     if self._fits(candidate):

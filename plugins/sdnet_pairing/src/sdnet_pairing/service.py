@@ -15,12 +15,13 @@ from sdnet_core.errors import ConflictError, InvalidRequestError, NotFoundError,
 from .code import ENTROPY_BYTES, TAG_SALT_BYTES, PairingCode, discovery_tag
 from .events import PairingCompleted, PairingFailed, PairingRequest, PairingStateChanged
 from .initiator import Initiator
-from .joiner import Hint, Joiner, parse_hints
+from .joiner import Hint, Joiner, hints_of, parse_hints
 from .limits import PairingLimits
 from .messages import is_announceable
 from .session import PairingSession, PairingStatus, Reason, Role, SessionState
 from .steps import LocalSide
 from .ui import PairingUserInterface, PendingList
+from .uri import PairingUri, choose_addresses, is_uri
 from .used_codes import UsedCodes
 
 __all__ = ["CodeUsedError", "PairingHandler", "PairingService", "ShownCode"]
@@ -40,9 +41,11 @@ class ShownCode:
     """A new code and the session that waits for it.
 
     :param words: for the person's eyes only.
+    :param uri: the same with hints where this device is, for a QR code or to be pasted; as secret as the words.
     """
 
     words: tuple[str, ...]
+    uri: str
     status: PairingStatus
 
     def __repr__(self) -> str:
@@ -103,7 +106,7 @@ class PairingService:
         except BaseException:
             session.cancel()
             raise
-        return ShownCode(code.words, session.status())
+        return ShownCode(code.words, str(self._link(code)), session.status())
 
     async def start_pairing_as_joiner(
         self,
@@ -114,18 +117,23 @@ class PairingService:
     ) -> PairingStatus:
         """Look for the device that shows a code, and pair with it. Typing the code is this side's consent.
 
-        :param code: the words as typed.
+        :param code: the words as typed, or the pairing link as pasted.
         :param hints: multiaddrs with ``/p2p/`` at which the device may be, tried beside what discovery finds.
         :param timeout_s: how long to look.
-        :raises CodeError: it is not a code; says which word is wrong.
+        :raises CodeError: it is neither a code nor a link; says which word is wrong.
         :raises CodeUsedError: it was used on this device already.
         :raises ConflictError: this device shows that code itself, or is joining with it already, or too many sessions
             are open.
         :raises InvalidRequestError: a hint or the time is not right.
         """
         tasks = self._require_running()
-        parsed = PairingCode.parse(code)
         places = parse_hints(hints)
+        if isinstance(code, str) and is_uri(code):
+            link = PairingUri.parse(code)
+            parsed = link.code
+            places += hints_of(link)
+        else:
+            parsed = PairingCode.parse(code)
         limit_s = self.limits.search_timeout_s if timeout_s is None else timeout_s
         if not 0 < limit_s <= self.limits.code_lifetime_s:
             raise InvalidRequestError(f"A search takes up to {self.limits.code_lifetime_s:.0f} s.")
@@ -220,6 +228,9 @@ class PairingService:
             random_bytes=self._ctx.randomness.bytes,
             addresses=tuple(filter(is_announceable, self._ctx.addresses))[:16],
         )
+
+    def _link(self, code: PairingCode) -> PairingUri:
+        return PairingUri(code, self._ctx.local_device.peer_id, choose_addresses(self._ctx.addresses))
 
     def _new_session(
         self, role: Role, code: PairingCode, lifetime_s: float, *, auto_accept: bool = False
