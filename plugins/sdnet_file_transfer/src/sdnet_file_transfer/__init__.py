@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .names import InvalidNameError, check_path, numbered
     from .plugin import FileTransferPlugin
     from .service import FileTransferService
+    from .single import SingleOutcome, SingleProgress, SingleReceive, SingleSend
     from .source import Manifest, scan
     from .transfer import FileProblem, Transfer, TransferState
 
@@ -35,6 +36,10 @@ _MODULES = {
     "InvalidNameError": "names",
     "Manifest": "source",
     "RemoteContent": "content",
+    "SingleOutcome": "single",
+    "SingleProgress": "single",
+    "SingleReceive": "single",
+    "SingleSend": "single",
     "Transfer": "transfer",
     "TransferCompleted": "events",
     "TransferEvent": "events",
@@ -64,6 +69,10 @@ __all__ = [
     "InvalidNameError",
     "Manifest",
     "RemoteContent",
+    "SingleOutcome",
+    "SingleProgress",
+    "SingleReceive",
+    "SingleSend",
     "Transfer",
     "TransferCompleted",
     "TransferEvent",

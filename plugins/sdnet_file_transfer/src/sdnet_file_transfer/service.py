@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import anyio
@@ -22,10 +22,13 @@ from sdnet_core.events import ConnectionEstablished, DeviceRemoved
 
 from .config import FileTransferConfig
 from .content import ContentService
+from .conversation import RecordStream
 from .incoming import Incoming
 from .jobs import Job, JobRecord, JobStore
+from .landing import remove_staging, staging_name
 from .limits import Limiter
 from .outgoing import Outgoing, describe
+from .single import SingleProgress, SingleReceive, SingleSend
 from .source import Manifest, scan
 from .transfer import Transfer, TransferState
 
@@ -268,6 +271,63 @@ class FileTransferService:
     async def receive(self, stream: PeerStream) -> None:
         """Serve one inbound stream of the file transfer protocol."""
         await self._incoming.serve(stream)
+
+    # One transfer over a stream that another plugin has
+
+    def send_single(
+        self,
+        stream: RecordStream,
+        transfer_id: uuid.UUID,
+        paths: Sequence[Path],
+        *,
+        purpose: str,
+        observe: Callable[[SingleProgress], None],
+    ) -> SingleSend:
+        """Make a transfer over a stream that the caller has agreed upon with a peer, paired or not.
+
+        It runs when its ``run`` is called, once: there is no queue, no second attempt, and nothing is kept of it.
+
+        :param stream: sealed; the other end calls `receive_single` at the same point.
+        :param observe: told of each new state, and of progress at most four times a second.
+        """
+        return SingleSend(self._ctx, stream, transfer_id, paths, purpose=purpose, observe=observe)
+
+    def receive_single(
+        self,
+        stream: RecordStream,
+        transfer_id: uuid.UUID,
+        destination: Path,
+        *,
+        purpose: str,
+        max_bytes: int,
+        max_items: int,
+        observe: Callable[[SingleProgress], None],
+    ) -> SingleReceive:
+        """Make the receiving end of `send_single`.
+
+        :param transfer_id: what the sender must give; ``purpose`` too.
+        :param destination: folder that the files go to; created if it is missing.
+        :param max_bytes: the most it may have in all.
+        :param max_items: the most files and folders it may have.
+        """
+        return SingleReceive(
+            self._ctx,
+            stream,
+            transfer_id,
+            destination,
+            purpose=purpose,
+            max_bytes=max_bytes,
+            max_items=max_items,
+            min_free_bytes=self._config.min_free_bytes,
+            observe=observe,
+        )
+
+    async def clear_single(self, transfer_id: uuid.UUID, destination: Path) -> None:
+        """Remove what a single transfer that a crash cut short has left in a folder; harmless when there is nothing.
+
+        :raises StorageError: it cannot be removed.
+        """
+        await self._ctx.run_blocking(remove_staging, destination, staging_name(transfer_id.hex))
 
     # Ending
 
