@@ -39,6 +39,7 @@ LAYERS = [
         "core_factories",
         "core_meeting",
         "core_messages",
+        "core_protection",
         "core_stores",
         "core_streams",
         "hookspecs",

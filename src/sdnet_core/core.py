@@ -26,6 +26,7 @@ from .core_devices import DeviceMethods
 from .core_factories import SourcesFactory, SwarmFactory, default_sources, default_swarm, plugin_set
 from .core_meeting import MeetingMethods
 from .core_messages import MessageMethods, Messages
+from .core_protection import ProtectionMethods
 from .core_stores import open_stores
 from .core_streams import StreamMethods
 from .devices.delivery import MESSAGES_SUFFIX
@@ -60,7 +61,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, StreamMethods):
+class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMethods, StreamMethods):
     """One node: its identity, swarm, devices and plugins.
 
     Use: ``async with NetworkingCore(config) as core: …``. Everything it started has ended when the block is left.
@@ -321,8 +322,7 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, StreamMethod
             "instance": self.config.instance,
             "addresses": list(self._swarm.addresses),
             "storage": {
-                "mode": str(self._vault.mode),
-                "protection": self._vault.mode.protection,
+                **self._vault.protection.to_dict(),
                 "recovered": [*self._vault.recovered, *self._storage.recovered, *self._recovered],
             },
             "uptime_s": 0.0 if self._started_at is None else self.clock.monotonic() - self._started_at,

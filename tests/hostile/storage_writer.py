@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 SYSTEM_CALLS = ("open", "write", "fsync", "link", "rename", "replace", "unlink", "mkdir", "chmod", "close")
 PASSPHRASE = Passphrase("correct horse", KdfParameters(Kdf.PBKDF2_SHA256, iterations=100_000))
+OTHER = Passphrase("battery staple", KdfParameters(Kdf.PBKDF2_SHA256, iterations=100_000))
 NAMES = ("identity", "devices/one")
 acknowledge = os.write  # before it is counted
 
@@ -101,6 +102,8 @@ def work(directory: Path, job: str, step: int) -> None:
             anyio.run(replace_and_delete, storage_of(directory, open_vault(directory)))
         case "protect":
             open_vault(directory).change_secret(PASSPHRASE)
+        case "change":
+            Vault.open(directory, OTHER, SystemClock(), SystemRandomness()).change_secret(PASSPHRASE, current=OTHER)
         case "unprotect":
             Vault.open(directory, PASSPHRASE, SystemClock(), SystemRandomness()).change_secret(KeyFile())
         case _:

@@ -18,7 +18,7 @@ import pytest
 
 from sdnet_core.clock import SystemClock, SystemRandomness
 from sdnet_core.errors import StorageError
-from sdnet_core.storage import KeyFile, SecureStorage, Vault, VaultMode
+from sdnet_core.storage import KeyFile, SecureStorage, Unlock, Vault
 
 SEED = 20_240_607
 RANDOM_KILLS = 30
@@ -153,30 +153,44 @@ def test_killed_at_every_step_of_replacing_for_good_and_deleting(
     assert acknowledged == ["replaced", "deleted"]
 
 
-@pytest.mark.parametrize("job", ["protect", "unprotect"])
+@pytest.mark.parametrize("job", ["protect", "change", "unprotect"])
 def test_killed_at_every_step_of_changing_the_secret(
     writers: Writers, script: ModuleType, tmp_path: Path, job: str
 ) -> None:
+    """Whenever it dies the old secret or the new one opens the vault, and after that opening the other one nothing."""
     clock, randomness = SystemClock(), SystemRandomness()
+    before = {"protect": KeyFile(), "change": script.OTHER, "unprotect": script.PASSPHRASE}[job]
+    after = KeyFile() if job == "unprotect" else script.PASSPHRASE
+    opened_with = []
     for step in range(1, MAX_STEPS):
         directory = tmp_path / str(step)
-        before = KeyFile() if job == "protect" else script.PASSPHRASE
         key = Vault.create(directory, before, clock, randomness).subkey("x")
         _, code = writers.run(directory, job, step)
-        mode = Vault.stored_mode(directory)
-        unlock = KeyFile() if mode is VaultMode.KEY_FILE else script.PASSPHRASE
+        unlock = next(secret for secret in (before, after) if opens(directory, secret))
         vault = Vault.open(directory, unlock, clock, randomness)
         assert vault.subkey("x") == key
         assert vault.recovered == []
         # Opening has finished or undone the change: both generations are equal, no useless key file lies about.
         assert (directory / "vault").read_bytes() == (directory / "vault.prev").read_bytes()
         assert (directory / "vault.key").exists() is (unlock == KeyFile())
+        assert not opens(directory, after if unlock == before else before)
         assert no_rubbish(directory)
+        opened_with.append(unlock)
         if code == 0:
             break
         assert code == -signal.SIGKILL
-    assert unlock != before
+    assert opened_with[-1] == after
+    assert opened_with == sorted(opened_with, key=lambda secret: secret == after)  # once it counts it counts
     assert step > 10
+
+
+def opens(directory: Path, secret: Unlock) -> bool:
+    """Whether a secret opens the vault there."""
+    try:
+        Vault.check(directory, secret)
+        return True
+    except StorageError:
+        return False
 
 
 def test_what_the_steps_rest_on_would_be_noticed(writers: Writers, script: ModuleType, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ async def test_no_secret_lies_in_clear(tmp_path: Path, unlock: Unlock) -> None:
         assert protection == "unprotected"
         assert [path.stat().st_mode & 0o777 for path in key_files] == [0o600]
     else:
-        assert protection == "passphrase"
+        assert protection == "protected"
         assert key_files == []
 
 

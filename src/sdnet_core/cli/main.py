@@ -28,6 +28,7 @@ _COMMANDS = {
     "config": "config",
     "devices": "devices",
     "events": "devices",
+    "passphrase": "passphrase",
     "ping": "devices",
     "plugin": "plugin",
     "plugins": "plugins",

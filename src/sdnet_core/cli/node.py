@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import NotRunningError
 from .kit import Cli, format_duration, json_option, pass_cli
+from .passphrase import explain_protection
+
+if TYPE_CHECKING:
+    from ..storage import Unlock
 
 __all__ = ["restart", "start", "status", "stop", "version"]
 
 _TCP = click.option("--tcp", is_flag=True, hidden=True, help="Serve the local API on loopback TCP.")
+_PASSPHRASE = click.option(
+    "--passphrase-fd", type=click.IntRange(0), metavar="N", help="Read the passphrase of the data from descriptor N."
+)
 
 
 @click.command(
     epilog="\b\nExamples:\n"
     "  sdnet start\n"
     "  sdnet start --foreground            for service managers; Ctrl-C stops it\n"
+    "  sdnet start --passphrase-fd 3 3< /run/secrets/sdnet\n"
     "  sdnet --instance test start"
 )
 @click.option("--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")
+@_PASSPHRASE
 @_TCP
 @json_option
 @pass_cli
-def start(cli: Cli, foreground: bool, tcp: bool, as_json: bool) -> None:
+def start(cli: Cli, foreground: bool, passphrase_fd: int | None, tcp: bool, as_json: bool) -> None:
     """Start this device's node.
 
-    Waits until it listens. Settings come from its configuration file and from SDNET_* variables.
+    Waits until it listens. Settings come from its configuration file and from SDNET_* variables. If its data has a
+    passphrase, that comes from --passphrase-fd, the systemd credential sdnet.passphrase, the keyring or a terminal.
     """
-    _start(cli, foreground=foreground, tcp=tcp, as_json=as_json)
+    from ..daemon.process import check_not_running
+    from .unlock import unlocked
+
+    check_not_running(cli.config)  # before anybody is asked for anything
+    unlocked(cli, passphrase_fd, lambda unlock: _start(cli, unlock, foreground=foreground, tcp=tcp, as_json=as_json))
 
 
 @click.command(epilog="\b\nExamples:\n  sdnet stop\n  sdnet --instance test stop")
@@ -43,18 +57,26 @@ def stop(cli: Cli) -> None:
 
 
 @click.command(epilog="\b\nExamples:\n  sdnet restart                       after a change of settings")
+@_PASSPHRASE
 @_TCP
 @json_option
 @pass_cli
-def restart(cli: Cli, tcp: bool, as_json: bool) -> None:
-    """Stop the node if it runs, and start it."""
+def restart(cli: Cli, passphrase_fd: int | None, tcp: bool, as_json: bool) -> None:
+    """Stop the node if it runs, and start it. With a wrong passphrase it runs on."""
     from ..daemon.process import stop_node
+    from ..storage import KeyFile, Vault
+    from .unlock import unlocked
 
-    try:
-        stop_node(cli.config)
-    except NotRunningError:
-        cli.note("It was not running.")
-    _start(cli, foreground=False, tcp=tcp, as_json=as_json)
+    def stop_and_start(unlock: Unlock) -> None:
+        if not isinstance(unlock, KeyFile) and Vault.exists(cli.config.paths.data):
+            Vault.check(cli.config.paths.data, unlock)
+        try:
+            stop_node(cli.config)
+        except NotRunningError:
+            cli.note("It was not running.")
+        _start(cli, unlock, foreground=False, tcp=tcp, as_json=as_json)
+
+    unlocked(cli, passphrase_fd, stop_and_start)
 
 
 @click.command(epilog="\b\nExamples:\n  sdnet status\n  sdnet status --json | jq -r .peer_id")
@@ -75,7 +97,7 @@ def status(cli: Cli, as_json: bool) -> None:
         [
             *_identity_fields(found),
             ("Addresses", "\n".join(found["addresses"]) or "none"),
-            ("Storage", f"{storage['protection']} ({storage['mode']})"),
+            ("Storage", explain_protection(storage)),
             ("", "\n".join(f"recovered: {text}" for text in storage["recovered"])),
             ("Data", found["data"]),
             ("Log", found["log_file"]),
@@ -107,15 +129,18 @@ def version(cli: Cli, as_json: bool) -> None:
         cli.print(f"The running node is sdnet {found['node']['version']}; update it with: sdnet restart")
 
 
-def _start(cli: Cli, *, foreground: bool, tcp: bool, as_json: bool) -> None:
+def _start(cli: Cli, unlock: Unlock, *, foreground: bool, tcp: bool, as_json: bool) -> None:
+    from ..storage import Passphrase
+
     if not foreground:
         from ..daemon.process import start_background
 
-        _announce(cli, start_background(cli.config, tcp=tcp), as_json)
+        passphrase = unlock.encoded() if isinstance(unlock, Passphrase) else None
+        _announce(cli, start_background(cli.config, passphrase=passphrase, tcp=tcp), as_json)
         return
     from ..daemon.run import run_node
 
-    run_node(cli.config, on_ready=lambda found: _announce(cli, found, as_json), foreground=True, tcp=tcp)
+    run_node(cli.config, on_ready=lambda found: _announce(cli, found, as_json), unlock=unlock, foreground=True, tcp=tcp)
 
 
 def _announce(cli: Cli, found: dict[str, Any], as_json: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..config import load_config
 from ..errors import NetworkingError
+from ..storage import Passphrase
 
 
 def main() -> int:
@@ -21,14 +22,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="sdnet_core.daemon")
     parser.add_argument("--instance", required=True)
     parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--passphrase-fd", type=int)
     parser.add_argument("--tcp", action="store_true")
     arguments = parser.parse_args()
     report = _Report(arguments.ready_fd)
     try:
         config = load_config(arguments.instance)
+        unlock = None if arguments.passphrase_fd is None else _read_passphrase(arguments.passphrase_fd)
         from .run import run_node
 
-        run_node(config, on_ready=lambda status: report.send({"status": status}), tcp=arguments.tcp)
+        run_node(config, on_ready=lambda status: report.send({"status": status}), unlock=unlock, tcp=arguments.tcp)
     except NetworkingError as error:
         report.send(
             {
@@ -44,6 +47,11 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _read_passphrase(descriptor: int) -> Passphrase:
+    with os.fdopen(descriptor, "rb") as pipe:
+        return Passphrase(pipe.read())
 
 
 class _Report:

@@ -26,6 +26,7 @@ from ..errors import InvalidRequestError
 from ..events import PluginFailed
 from ..hookspecs import ApiRequest, Route
 from .problems import encode_json, http_problem, problem_response
+from .protection_routes import ProtectionRoutes
 from .sse import EventStreamResponse
 from .trust_routes import TrustRoutes
 
@@ -108,6 +109,7 @@ class _CoreRoutes:
             Route(method="GET", path="/events", endpoint=self.events, summary="What happens, as it happens"),
             Route(method="POST", path="/stop", endpoint=self.stop, summary="Stop the node"),
             *TrustRoutes(self._core).routes(),
+            *ProtectionRoutes(self._core).routes(),
         ]
 
     async def version(self, request: ApiRequest) -> Any:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config
-from ..errors import NetworkingError, NetworkTimeoutError, NotRunningError, StorageError
+from ..errors import AlreadyRunningError, NetworkingError, NetworkTimeoutError, NotRunningError, StorageError
 from .client import ApiClient, ApiError
 
-__all__ = ["lock_holder", "start_background", "stop_node"]
+__all__ = ["check_not_running", "lock_holder", "start_background", "stop_node"]
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -48,9 +48,21 @@ def lock_holder(config: Config) -> int | None:
     return None
 
 
-def start_background(config: Config, *, tcp: bool = False) -> dict[str, Any]:
+def check_not_running(config: Config) -> None:
+    """Find out that no node runs.
+
+    :raises AlreadyRunningError: one does.
+    """
+    holder = lock_holder(config)
+    if holder is not None:
+        process = f" (process {holder})" if holder else ""
+        raise AlreadyRunningError(f"A node is already running for instance {config.instance}{process}.")
+
+
+def start_background(config: Config, *, passphrase: bytes | None = None, tcp: bool = False) -> dict[str, Any]:
     """Start a node that outlives us, and wait until its local API answers.
 
+    :param passphrase: opens the data; it goes through a pipe, which is seen by nobody else.
     :param tcp: serve the local API on loopback TCP although there are Unix sockets.
     :returns: its status.
     :raises NetworkingError: it did not start; says what it said.
@@ -62,6 +74,10 @@ def start_background(config: Config, *, tcp: bool = False) -> dict[str, Any]:
     reader, writer = os.pipe()
     arguments = [sys.executable, "-P", "-m", "sdnet_core.daemon", "--instance", config.instance]
     arguments += ["--ready-fd", str(writer), *(["--tcp"] if tcp else [])]
+    passed = [writer]
+    if passphrase is not None:
+        passed.append(_pipe_of(passphrase))
+        arguments += ["--passphrase-fd", str(passed[-1])]
     environ = dict(os.environ)
     if home := environ.get("SDNET_HOME"):
         environ["SDNET_HOME"] = str(Path(home).expanduser().absolute())
@@ -79,12 +95,12 @@ def start_background(config: Config, *, tcp: bool = False) -> dict[str, Any]:
                 stderr=log,
                 cwd=config.paths.data,
                 env=environ,
-                pass_fds=(writer,),
+                pass_fds=passed,
                 start_new_session=True,
             )
         finally:
-            os.close(writer)
-            os.close(log)
+            for descriptor in (*passed, log):
+                os.close(descriptor)
         try:
             answer = _read_answer(answers.fileno(), START_TIMEOUT_S)
         except BaseException:  # also an impatient person's Ctrl-C
@@ -170,6 +186,14 @@ def _exists(process_id: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _pipe_of(data: bytes) -> int:
+    """A pipe to read some bytes from; they are fewer than one holds."""
+    reader, writer = os.pipe()
+    os.write(writer, data)
+    os.close(writer)
+    return reader
 
 
 def _read_answer(descriptor: int, timeout_s: float) -> dict[str, Any] | None:

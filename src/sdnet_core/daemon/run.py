@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,12 @@ from .app import create_app, require_token
 from .listener import ApiListener, open_listener
 from .log import configure_logging
 from .problems import encode_json, single_cause
-from .process import lock_holder
+from .process import check_not_running
+from .secrecy import keep_memory_private
 
 if TYPE_CHECKING:
     from ..core import NetworkingCore
+    from ..storage import Unlock
 
 __all__ = ["run_node"]
 
@@ -37,24 +39,30 @@ _logger = logging.getLogger(__name__)
 
 
 def run_node(
-    config: Config, *, on_ready: Callable[[dict[str, Any]], None], foreground: bool = False, tcp: bool = False
+    config: Config,
+    *,
+    on_ready: Callable[[dict[str, Any]], None],
+    unlock: Unlock | None = None,
+    foreground: bool = False,
+    tcp: bool = False,
 ) -> None:
     """Run the node; returns when it has stopped cleanly. Blocking; call it in the main thread, after the last fork.
 
     :param on_ready: called with the node's status once it is up and its API answers.
+    :param unlock: opens the data; the key file when None.
     :param foreground: log to standard error too.
     :param tcp: serve the local API on loopback TCP although there are Unix sockets.
     :raises AlreadyRunningError: a node runs on this data directory.
     :raises NetworkingError: it cannot start, or it failed while it ran; says why.
     """
-    _forbid_core_dumps()
-    _check_not_running(config)
+    keep_memory_private()
+    check_not_running(config)
     try:
         handlers = configure_logging(config, foreground=foreground)
     except OSError as error:
         raise StorageError(f"The log {config.paths.log_file} cannot be written: {error.strerror}.") from error
     try:
-        _run_with_patience(config, tcp, on_ready)
+        _run_with_patience(partial(_run, config, tcp, on_ready, unlock), config)
     except Exception as error:
         cause = single_cause(error)
         if isinstance(cause, NetworkingError):
@@ -70,28 +78,31 @@ def run_node(
             handler.close()
 
 
-def _run_with_patience(config: Config, tcp: bool, on_ready: Callable[[dict[str, Any]], None]) -> None:
+def _run_with_patience(run: Callable[[], Awaitable[None]], config: Config) -> None:
     """Run the node. Whoever looks at the lock holds it for a moment: that is not a node."""
     for attempt in range(LOCK_ATTEMPTS):
         try:
-            anyio.run(_run, config, tcp, on_ready, backend="trio")
+            anyio.run(run, backend="trio")
             return
         except Exception as error:
             found = single_cause(error)
             if not isinstance(found, AlreadyRunningError) or attempt == LOCK_ATTEMPTS - 1:
                 raise
-            _check_not_running(config)
+            check_not_running(config)
 
 
-async def _run(config: Config, tcp: bool, on_ready: Callable[[dict[str, Any]], None]) -> None:
-    await _Run(config, tcp, on_ready).run()
+async def _run(config: Config, tcp: bool, on_ready: Callable[[dict[str, Any]], None], unlock: Unlock | None) -> None:
+    await _Run(config, tcp, on_ready, unlock).run()
 
 
 class _Run:
     """One run of a node, from the start to the stop."""
 
-    def __init__(self, config: Config, tcp: bool, on_ready: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, config: Config, tcp: bool, on_ready: Callable[[dict[str, Any]], None], unlock: Unlock | None
+    ) -> None:
         self._config = config
+        self._unlock = unlock
         self._tcp = tcp
         self._on_ready = on_ready
         self._starting = anyio.CancelScope()
@@ -109,7 +120,7 @@ class _Run:
                     # Imported here, since it brings in libp2p: signals are heeded from before that.
                     from ..core import NetworkingCore
 
-                    async with NetworkingCore(self._config) as core:
+                    async with NetworkingCore(self._config, unlock=self._unlock) as core:
                         # Below the core, which holds the lock on the data directory.
                         with open_listener(self._config, tcp=self._tcp) as listener:
                             await self._serve(core, listener)
@@ -153,24 +164,7 @@ class _Run:
                 self.stop()
 
 
-def _check_not_running(config: Config) -> None:
-    holder = lock_holder(config)
-    if holder is not None:
-        process = f" (process {holder})" if holder else ""
-        raise AlreadyRunningError(f"A node is already running for instance {config.instance}{process}.")
-
-
 def _leave_at_once() -> None:
     _logger.error("the node did not stop within %s s; leaving at once", STOP_TIMEOUT_S)
     faulthandler.dump_traceback(sys.__stderr__ or sys.stderr)
     os._exit(1)
-
-
-def _forbid_core_dumps() -> None:
-    """A core file would hold the keys in clear."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))

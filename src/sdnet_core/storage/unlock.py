@@ -5,14 +5,16 @@ from __future__ import annotations
 import enum
 import unicodedata
 from dataclasses import dataclass, field
+from typing import Any
 
 from sdnet_core.errors import StorageError
-from sdnet_core.storage.envelope import MAX_SECRET_BYTES, PBKDF2_SHA256, KdfParameters
+from sdnet_core.storage.envelope import MAX_SECRET_BYTES, Kdf, KdfParameters
 
 __all__ = [
     "KeyFile",
     "Passphrase",
     "PassphraseRequiredError",
+    "Protection",
     "Unlock",
     "VaultMode",
     "WrongPassphraseError",
@@ -43,8 +45,35 @@ class VaultMode(enum.StrEnum):
 
     @property
     def protection(self) -> str:
-        """The word a status shows: ``unprotected`` or ``passphrase``."""
-        return "unprotected" if self is VaultMode.KEY_FILE else "passphrase"
+        """The word a status shows: ``unprotected`` or ``protected``."""
+        return "unprotected" if self is VaultMode.KEY_FILE else "protected"
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """What protects a vault, as its header says.
+
+    :param kdf: how the key is made of the passphrase; None in key-file mode.
+    """
+
+    mode: VaultMode
+    kdf: KdfParameters | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a status."""
+        return {
+            "mode": str(self.mode),
+            "protection": self.mode.protection,
+            "kdf": None if self.kdf is None else _describe_kdf(self.kdf),
+        }
+
+
+def _describe_kdf(kdf: KdfParameters) -> dict[str, Any]:
+    costs = {"iterations": kdf.iterations, "memory_kib": kdf.memory_kib, "lanes": kdf.lanes}
+    return {"name": _KDF_NAMES[kdf.kdf], **{name: cost for name, cost in costs.items() if cost}}
+
+
+_KDF_NAMES = {Kdf.HKDF_SHA256: "hkdf-sha256", Kdf.PBKDF2_SHA256: "pbkdf2-sha256", Kdf.ARGON2ID: "argon2id"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +89,8 @@ class Passphrase:
     """
 
     secret: str | bytes = field(repr=False)
-    kdf: KdfParameters = PBKDF2_SHA256
-    """Used when sealing; opening uses what the file says."""
+    kdf: KdfParameters | None = None
+    """Used when sealing: when None that of the passphrase before, or else PBKDF2. Opening uses what the file says."""
 
     def encoded(self) -> bytes:
         """Give the bytes the key is derived from.

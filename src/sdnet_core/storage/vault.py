@@ -35,6 +35,8 @@ from sdnet_core.storage.envelope import (
     HKDF_SHA256,
     KEY_BYTES,
     MAGIC,
+    PBKDF2_SHA256,
+    KdfParameters,
     Mode,
     NewerFormatError,
     WrongKeyError,
@@ -47,6 +49,7 @@ from sdnet_core.storage.unlock import (
     KeyFile,
     Passphrase,
     PassphraseRequiredError,
+    Protection,
     Unlock,
     VaultMode,
     WrongPassphraseError,
@@ -73,13 +76,13 @@ class Vault:
     Hold the directory's `DirectoryLock` while creating, opening or changing a vault.
     """
 
-    __slots__ = ("_clock", "_created_at", "_data_key", "_directory", "_mode", "_randomness", "_recovered")
+    __slots__ = ("_clock", "_created_at", "_data_key", "_directory", "_protection", "_randomness", "_recovered")
 
     def __init__(
         self,
         directory: Path,
         data_key: bytes,
-        mode: VaultMode,
+        protection: Protection,
         created_at: float,
         clock: Clock,
         randomness: Randomness,
@@ -88,19 +91,24 @@ class Vault:
         """Not for callers: use `create`, `open` or `open_or_create`."""
         self._directory = directory
         self._data_key = data_key
-        self._mode = mode
+        self._protection = protection
         self._created_at = created_at
         self._clock = clock
         self._randomness = randomness
         self._recovered = recovered
 
     def __repr__(self) -> str:
-        return f"<Vault {self._directory} {self._mode.value}>"
+        return f"<Vault {self._directory} {self.mode.value}>"
 
     @property
     def mode(self) -> VaultMode:
         """What protects the data at rest."""
-        return self._mode
+        return self._protection.mode
+
+    @property
+    def protection(self) -> Protection:
+        """The mode, and how the key is made of the passphrase."""
+        return self._protection
 
     @property
     def created_at(self) -> float:
@@ -130,8 +138,8 @@ class Vault:
         return os.path.lexists(vault) or os.path.lexists(previous_path(vault)) or _sealed_file(directory) is not None
 
     @classmethod
-    def stored_mode(cls, directory: Path) -> VaultMode | None:
-        """Read the mode without unlocking, so as to know whether to ask for a passphrase.
+    def stored_protection(cls, directory: Path) -> Protection | None:
+        """Read what protects a vault without unlocking it, so as to know whether to ask for a passphrase.
 
         :returns: ``None`` if neither generation of the vault can be read.
         """
@@ -139,8 +147,16 @@ class Vault:
         for path in (vault, previous_path(vault)):
             with contextlib.suppress(StorageError):
                 if (data := read_bounded(path, _MAX_VAULT_BYTES)) is not None:
-                    return _vault_mode(read_header(data).mode)
+                    return _protection_of(data)
         return None
+
+    @classmethod
+    def check(cls, directory: Path, unlock: Unlock) -> None:
+        """Find out whether a secret opens the vault, without changing anything; needs no `DirectoryLock`.
+
+        :raises StorageError: as `open`.
+        """
+        _read_and_open(directory, unlock)
 
     @classmethod
     def create(cls, directory: Path, unlock: Unlock, clock: Clock, randomness: Randomness) -> Vault:
@@ -162,7 +178,7 @@ class Vault:
         # Exclusive: of two processes that both found nothing, one is refused here.
         write_atomic(vault, sealed, randomness=randomness, keep_previous=False, exclusive=True)
         write_atomic(previous_path(vault), sealed, randomness=randomness, keep_previous=False)
-        return cls(directory, data_key, _mode_of(unlock), created_ms / 1000, clock, randomness, [])
+        return cls(directory, data_key, _protection_of(sealed), created_ms / 1000, clock, randomness, [])
 
     @classmethod
     def open(cls, directory: Path, unlock: Unlock, clock: Clock, randomness: Randomness) -> Vault:
@@ -176,15 +192,7 @@ class Vault:
             Nothing is created or changed then.
         """
         vault = directory / VAULT_FILE_NAME
-        current, damage = _read_generation(vault)
-        source = vault
-        if current is None:
-            source = previous_path(vault)
-            current, previous_damage = _read_generation(source)
-            if current is None:
-                raise StorageError(_lost_vault_message(directory, damage, previous_damage))
-        mode = _check_unlock(current, unlock)
-        contents, key_path = _open_contents(directory, source, current, unlock)
+        source, damage, current, contents = _read_and_open(directory, unlock)
         data_key, created_ms = _CONTENTS.unpack(contents)
         recovered: list[str] = []
         if source != vault:
@@ -195,8 +203,8 @@ class Vault:
             logger.warning("%s", sentence)
         clean_temporary(directory)
         ensure_private_directory(directory)
-        _settle(directory, current, mode, key_path, randomness)
-        return cls(directory, data_key, mode, created_ms / 1000, clock, randomness, recovered)
+        _settle(directory, current, randomness)
+        return cls(directory, data_key, _protection_of(current), created_ms / 1000, clock, randomness, recovered)
 
     @classmethod
     def open_or_create(cls, directory: Path, unlock: Unlock, clock: Clock, randomness: Randomness) -> Vault:
@@ -226,15 +234,15 @@ class Vault:
                 raise StorageError(f"{vault} is {damage or 'missing'}; restart the node to recover it first.")
             _check_unlock(sealed, current)
             _open_contents(self._directory, vault, sealed, current)
-        if self._mode is VaultMode.KEY_FILE and isinstance(new, KeyFile):
+        if self.mode is VaultMode.KEY_FILE and isinstance(new, KeyFile):
             raise ConflictError("The data is in key-file mode already.")
         secret = _new_secret(self._directory, new, self._randomness)
         contents = _CONTENTS.pack(self._data_key, round(self._created_at * 1000))
-        sealed = _seal(contents, secret, new, self._clock, self._randomness)
+        sealed = _seal(contents, secret, new, self._clock, self._randomness, self._protection.kdf)
         write_atomic(vault, sealed, randomness=self._randomness, keep_previous=False)
-        self._mode = _mode_of(new)
+        self._protection = _protection_of(sealed)
         try:
-            _settle(self._directory, sealed, self._mode, self._directory / KEY_FILE_NAME, self._randomness)
+            _settle(self._directory, sealed, self._randomness)
         except StorageError as error:
             raise StorageError(
                 f"The new secret is in force, but the old one still opens {previous_path(vault)}: {error} "
@@ -248,8 +256,10 @@ _RESTORE_HINT = (
 )
 
 
-def _mode_of(unlock: Unlock) -> VaultMode:
-    return VaultMode.KEY_FILE if isinstance(unlock, KeyFile) else VaultMode.PASSPHRASE
+def _protection_of(sealed: bytes) -> Protection:
+    header = read_header(sealed)
+    mode = _vault_mode(header.mode)
+    return Protection(mode, None if mode is VaultMode.KEY_FILE else header.kdf)
 
 
 def _vault_mode(mode: Mode) -> VaultMode:
@@ -262,8 +272,18 @@ def _vault_mode(mode: Mode) -> VaultMode:
             raise DamagedError("The file is sealed, but is not a vault.")
 
 
-def _seal(contents: bytes, secret: bytes, unlock: Unlock, clock: Clock, randomness: Randomness) -> bytes:
-    mode, kdf = (Mode.KEY_FILE, HKDF_SHA256) if isinstance(unlock, KeyFile) else (Mode.PASSPHRASE, unlock.kdf)
+def _seal(
+    contents: bytes,
+    secret: bytes,
+    unlock: Unlock,
+    clock: Clock,
+    randomness: Randomness,
+    before: KdfParameters | None = None,
+) -> bytes:
+    if isinstance(unlock, KeyFile):
+        mode, kdf = Mode.KEY_FILE, HKDF_SHA256
+    else:
+        mode, kdf = Mode.PASSPHRASE, unlock.kdf or before or PBKDF2_SHA256
     return seal(contents, secret, mode=mode, kdf=kdf, context=_CONTEXT, stored_at=clock.now(), randomness=randomness)
 
 
@@ -300,17 +320,32 @@ def _read_generation(path: Path) -> tuple[bytes | None, str | None]:
     return data, None
 
 
-def _check_unlock(sealed: bytes, unlock: Unlock) -> VaultMode:
-    mode = _vault_mode(read_header(sealed).mode)
+def _read_and_open(directory: Path, unlock: Unlock) -> tuple[Path, str | None, bytes, bytes]:
+    """Open the newest generation that is whole.
+
+    :returns: its path, what is wrong with the one before it in line, the file, and what it holds.
+    """
+    source = directory / VAULT_FILE_NAME
+    current, damage = _read_generation(source)
+    if current is None:
+        source = previous_path(source)
+        current, previous_damage = _read_generation(source)
+        if current is None:
+            raise StorageError(_lost_vault_message(directory, damage, previous_damage))
+    _check_unlock(current, unlock)
+    return source, damage, current, _open_contents(directory, source, current, unlock)
+
+
+def _check_unlock(sealed: bytes, unlock: Unlock) -> None:
+    mode = _protection_of(sealed).mode
     if mode is VaultMode.PASSPHRASE and isinstance(unlock, KeyFile):
         raise PassphraseRequiredError("The data is protected by a passphrase; give it to unlock.")
     if mode is VaultMode.KEY_FILE and isinstance(unlock, Passphrase):
         raise StorageError("The data is in key-file mode: no passphrase is set, so none opens it. Start without one.")
-    return mode
 
 
-def _open_contents(directory: Path, source: Path, sealed: bytes, unlock: Unlock) -> tuple[bytes, Path]:
-    """Open a whole generation; gives its contents and the key file."""
+def _open_contents(directory: Path, source: Path, sealed: bytes, unlock: Unlock) -> bytes:
+    """Open a whole generation; gives its contents."""
     key_path = directory / KEY_FILE_NAME
     if isinstance(unlock, Passphrase):
         try:
@@ -328,7 +363,7 @@ def _open_contents(directory: Path, source: Path, sealed: bytes, unlock: Unlock)
             ) from error
     if len(contents) != _CONTENTS.size:
         raise StorageError(f"{source} opened, but does not hold what a vault holds. {_RESTORE_HINT}")
-    return contents, key_path
+    return contents
 
 
 def _read_key_file(path: Path) -> bytes:
@@ -364,7 +399,7 @@ def _lost_vault_message(directory: Path, damage: str | None, previous_damage: st
     )
 
 
-def _settle(directory: Path, sealed: bytes, mode: VaultMode, key_path: Path, randomness: Randomness) -> None:
+def _settle(directory: Path, sealed: bytes, randomness: Randomness) -> None:
     """Make both generations equal to the one that opened, and drop a key file that opens nothing.
 
     This also finishes a change of the secret that was cut short.
@@ -376,8 +411,8 @@ def _settle(directory: Path, sealed: bytes, mode: VaultMode, key_path: Path, ran
             present = read_bounded(path, _MAX_VAULT_BYTES)
         if present != sealed:
             write_atomic(path, sealed, randomness=randomness, keep_previous=False)
-    if mode is VaultMode.PASSPHRASE:
-        remove_durably(key_path)
+    if _protection_of(sealed).mode is VaultMode.PASSPHRASE:
+        remove_durably(directory / KEY_FILE_NAME)
 
 
 def _sealed_file(directory: Path) -> Path | None:

@@ -33,6 +33,13 @@ GOOD, OTHER = Passphrase("correct horse", QUICK), Passphrase("battery staple", Q
 Damage = Callable[[Path], object]
 
 
+def stored_mode(directory: Path) -> VaultMode:
+    """What protects the vault there, as its header says."""
+    found = Vault.stored_protection(directory)
+    assert found is not None
+    return found.mode
+
+
 def create(directory: Path, unlock: Unlock) -> Vault:
     return Vault.create(directory, unlock, CLOCK, RANDOMNESS)
 
@@ -105,12 +112,12 @@ def test_an_unfit_label_is_refused(tmp_path: Path, label: str) -> None:
 
 
 def test_the_mode_is_known_before_unlocking_and_says_how_much_it_protects(tmp_path: Path) -> None:
-    assert Vault.stored_mode(tmp_path / "none") is None
-    assert create(tmp_path / "a", KeyFile()).mode is Vault.stored_mode(tmp_path / "a") is VaultMode.KEY_FILE
-    assert create(tmp_path / "b", GOOD).mode is Vault.stored_mode(tmp_path / "b") is VaultMode.PASSPHRASE
+    assert Vault.stored_protection(tmp_path / "none") is None
+    assert create(tmp_path / "a", KeyFile()).mode is stored_mode(tmp_path / "a") is VaultMode.KEY_FILE
+    assert create(tmp_path / "b", GOOD).mode is stored_mode(tmp_path / "b") is VaultMode.PASSPHRASE
     assert VaultMode.KEY_FILE.protection == "unprotected"
     flip(tmp_path / "b" / "vault")
-    assert Vault.stored_mode(tmp_path / "b") is VaultMode.PASSPHRASE
+    assert stored_mode(tmp_path / "b") is VaultMode.PASSPHRASE
 
 
 def test_the_files_are_for_the_owner_alone(tmp_path: Path) -> None:
@@ -359,7 +366,7 @@ def test_a_disk_that_fills_while_the_secret_changes_locks_nobody_out(
                 done = True
             except StorageError:
                 done = False
-        mode = Vault.stored_mode(directory)
+        mode = stored_mode(directory)
         assert mode is not None
         unlock = next(each for each in (new, old) if opens(directory, each))
         assert reopen(directory, unlock).subkey("x") == key
