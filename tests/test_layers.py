@@ -46,6 +46,7 @@ LAYERS = [
         "node_plugins",
         "node_store",
         "pairings",
+        "plugin_tasks",
         "plugins",
         "preview",
         "settings_file",

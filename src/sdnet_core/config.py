@@ -111,12 +111,17 @@ class PluginSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     :param allow: if given, only these load.
     :param disable: these do not load.
     :param strict: a plugin that fails to load stops the start.
+    :param max_failures: one that fails more often than that within ``failure_window_s`` is quarantined.
+    :param max_tasks: one with more tasks than that is quarantined.
     :param tables: the plugins' own tables, checked by the plugins.
     """
 
     allow: tuple[str, ...] | None = None
     disable: tuple[str, ...] = ()
     strict: bool = False
+    max_failures: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 10
+    failure_window_s: Positive = 60.0
+    max_tasks: Annotated[int, msgspec.Meta(ge=10)] = 10_000
     tables: dict[str, dict[str, Any]] = {}
 
 
@@ -257,19 +262,20 @@ def build_config(
 def variable_of(section: str, key: str) -> str:
     """The environment variable that overrides a setting of the core."""
     if section == "plugins":
-        return {"allow": "SDNET_PLUGINS", "disable": "SDNET_DISABLE_PLUGINS"}.get(key, f"SDNET_{key}".upper())
+        named = {"allow": "SDNET_PLUGINS", "disable": "SDNET_DISABLE_PLUGINS", "strict": "SDNET_STRICT"}
+        return named.get(key, f"SDNET_PLUGINS_{key}".upper())
     return f"SDNET_{section}_{key}".upper()
 
 
 def _plugin_settings(table: dict[str, Any], env: Mapping[str, str], file: Path) -> PluginSettings:
     tables = {key: value for key, value in table.items() if isinstance(value, dict)}
     plain: dict[str, Any] = {key: value for key, value in table.items() if key not in tables}
-    if "SDNET_PLUGINS" in env:
-        plain["allow"] = _split(env["SDNET_PLUGINS"])
-    if "SDNET_DISABLE_PLUGINS" in env:
-        plain["disable"] = _split(env["SDNET_DISABLE_PLUGINS"])
-    if "SDNET_STRICT" in env:
-        plain["strict"] = env["SDNET_STRICT"].strip().lower() in ("1", "true", "yes", "on")
+    for key in PluginSettings.__struct_fields__:
+        variable = variable_of("plugins", key)
+        if key != "tables" and variable in env:
+            plain[key] = _split(env[variable]) if key in ("allow", "disable") else env[variable].strip().lower()
+    if plain.get("strict") in ("yes", "on"):
+        plain["strict"] = True
     return _convert({**plain, "tables": tables}, PluginSettings, "plugins", {}, file)
 
 

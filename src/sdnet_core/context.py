@@ -253,7 +253,8 @@ class PluginContext:
 
     def publish(self, event: NetworkEvent) -> None:
         """Tell everybody who listens."""
-        self._core.events.publish(event)
+        if self._core.admits_event(self.name):
+            self._core.events.publish(event)
 
     def subscribe(self, kinds: Iterable[str] | None = None, *, buffer: int = 256) -> Subscription:
         """Listen to events: ``async with ctx.subscribe() as events: async for event in events``."""

@@ -49,7 +49,7 @@ from .node_plugins import NodePlugins
 from .pairings import Pairings, restore_devices
 from .plugins import PluginRecord, PluginState
 from .protocols.dispatch import Dispatcher
-from .protocols.registry import ProtocolRegistry
+from .protocols.registry import ProtocolRegistry, RegisteredProtocol
 from .session import PROTOCOL_ID as SESSION_PROTOCOL
 from .storage import KeyFile, SecureStorage, Unlock, ensure_private_directory
 from .swarm.abc import AddressesChanged, Disconnected
@@ -168,7 +168,11 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
         )
         self.messages = Messages(self, self._protocols, stores.outbox_sealer)
         self._plugins = NodePlugins(
-            self, plugin_set(self.config, self._given_plugins), self._protocols, self._swarm.remove_stream_handler
+            self,
+            plugin_set(self.config, self._given_plugins),
+            self._protocols,
+            start_serving=self._serve_protocol,
+            stop_serving=self._swarm.remove_stream_handler,
         )
         self._plugins.build()
 
@@ -192,7 +196,7 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
         tasks.start_soon(self._follow_discovery)
         await tasks.start(self._connections.run)
         stack.push_async_callback(self._farewell)
-        dispatcher = Dispatcher(
+        self._dispatcher = Dispatcher(
             protocols=self._protocols,
             devices=self._registry,
             connections=self._connections,
@@ -200,15 +204,20 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
             approve=self.approvals.ask,
             gate=self.gate,
             refusals=self._refusals,
+            clock=self.clock,
+            serving=self._plugins.serving,
             on_failure=self._plugins.report_failure,
         )
         for registered in self._protocols:
-            self._swarm.set_stream_handler(registered.spec.protocol_id, dispatcher.handle)
-            if registered.spec.access is not Access.STRANGER:
-                self._swarm.set_stream_handler(registered.spec.protocol_id + MESSAGES_SUFFIX, dispatcher.handle)
+            self._serve_protocol(registered)
         self._swarm.set_stream_handler(SESSION_PROTOCOL, self._connections.serve)
         self._started_at = self.clock.monotonic()
         self.events.publish(NodeStarted(peer_id=self.identity.peer_id, addresses=self._swarm.addresses))
+
+    def _serve_protocol(self, registered: RegisteredProtocol) -> None:
+        self._swarm.set_stream_handler(registered.spec.protocol_id, self._dispatcher.handle)
+        if registered.spec.access is not Access.STRANGER:
+            self._swarm.set_stream_handler(registered.spec.protocol_id + MESSAGES_SUFFIX, self._dispatcher.handle)
 
     async def inspect_plugins(self) -> tuple[PluginRecord, ...]:
         """Build the plugins and say what became of them, without starting the node."""
@@ -294,9 +303,33 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
         """All installed plugins and what became of them."""
         return self._plugins.records
 
+    def admits_event(self, plugin: str) -> bool:
+        """Whether a plugin may publish one more event; one that floods the node is quarantined."""
+        return self._plugins.admit_event(plugin)
+
+    async def enable_plugin(self, name: str) -> PluginRecord:
+        """Start a plugin that was disabled, quarantined or failed.
+
+        :raises NotFoundError: none of that name is installed.
+        :raises PluginError: it cannot be started; says why.
+        """
+        return await self._plugins.enable(name)
+
+    async def disable_plugin(self, name: str) -> PluginRecord:
+        """Stop a plugin while the node runs.
+
+        :raises NotFoundError: none of that name is installed.
+        """
+        return await self._plugins.disable(name)
+
     def routes(self) -> list[tuple[str, Route]]:
         """The plugins' routes of the local API, with the plugins' names."""
         return self._plugins.routes()
+
+    @property
+    def plugin_generation(self) -> int:
+        """Grows with every plugin that comes or goes, and so whenever `routes` changes."""
+        return self._plugins.generation
 
     def plugin_storage(self, name: str) -> SecureStorage:
         """A plugin's own sealed store."""

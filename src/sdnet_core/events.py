@@ -34,6 +34,7 @@ __all__ = [
     "PeerDiscovered",
     "PeerRefused",
     "PluginFailed",
+    "PluginStateChanged",
     "SearchProgress",
     "StoreRecovered",
     "Subscription",
@@ -321,6 +322,20 @@ class MessageReceived(NetworkEvent):
     device_id: uuid.UUID
     protocol: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginStateChanged(NetworkEvent):
+    """A plugin was stopped, quarantined or started while the node runs.
+
+    :param state: as ``sdnet plugins`` shows it.
+    :param reason: empty if it was started.
+    """
+
+    kind = "plugin-state-changed"
+    plugin: str
+    state: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

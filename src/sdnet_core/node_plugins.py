@@ -1,9 +1,14 @@
-"""The plugins of a running node: builds what they offer, runs their services, asks and tells them, isolates them."""
+"""The plugins of a running node: builds what they offer, runs their services, asks and tells them, isolates them.
+
+A plugin that fails too often, leaks tasks or floods the node with events is quarantined: what runs for it is ended,
+and its protocols, routes and hooks are taken out, until a person brings it back. What it was to forbid stays forbidden.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -13,12 +18,14 @@ from anyio.abc import TaskStatus
 from .context import PluginContext
 from .devices.delivery import MESSAGES_SUFFIX, Delivery
 from .devices.trust import RemoteDevice
-from .errors import ConfigurationError, PluginError, RefusedError
-from .events import ConnectionEstablished, ConnectionLost, PluginFailed
+from .errors import ConfigurationError, NotFoundError, PluginError, RefusedError
+from .event_bus import Subscription
+from .events import ConnectionEstablished, ConnectionLost, NetworkEvent, PluginFailed, PluginStateChanged
 from .hookspecs import AuthorizationRequest, Decision, Route, ServiceSpec
-from .plugins import PluginRecord, PluginSet, check_strict
-from .protocols.handler import ProtocolSpec
-from .protocols.registry import ProtocolRegistry
+from .plugin_tasks import FailureBudget, PluginTasks, count_tasks
+from .plugins import PluginRecord, PluginSet, PluginState, check_strict
+from .protocols.handler import ProtocolHandler, ProtocolSpec
+from .protocols.registry import ProtocolRegistry, RegisteredProtocol
 
 if TYPE_CHECKING:
     from .core import NetworkingCore
@@ -31,6 +38,27 @@ T = TypeVar("T")
 
 SERVICE_START_TIMEOUT_S = 10.0
 HANDLER_EVENT_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
+"""How long a plugin that is stopped may take to end its tasks."""
+SLOW_HOOK_S = 2.0
+"""A hook that takes longer, and holds up the whole node meanwhile, counts as a failure."""
+TASK_CHECK_INTERVAL_S = 60.0
+EVENT_FLOOD = 50_000
+"""Events from one plugin within `EVENT_FLOOD_WINDOW_S` that are still borne."""
+EVENT_FLOOD_WINDOW_S = 10.0
+
+
+class _Running:
+    """What a node has of one plugin that is loaded."""
+
+    def __init__(self, core: NetworkingCore, ctx: PluginContext) -> None:
+        settings = core.config.plugins
+        self.ctx = ctx
+        self.services: list[ServiceSpec] = []
+        self.routes: list[Route] = []
+        self.tasks = PluginTasks()
+        self.failures = FailureBudget(core.clock, most=settings.max_failures, window_s=settings.failure_window_s)
+        self.events = FailureBudget(core.clock, most=EVENT_FLOOD, window_s=EVENT_FLOOD_WINDOW_S)
 
 
 class NodePlugins:
@@ -38,6 +66,7 @@ class NodePlugins:
 
     :param plugins: found and imported already.
     :param protocols: where their protocols are registered.
+    :param start_serving: lets the swarm take streams of a protocol; used for a plugin that comes later.
     :param stop_serving: takes a protocol id out of the swarm.
     """
 
@@ -46,16 +75,22 @@ class NodePlugins:
         core: NetworkingCore,
         plugins: PluginSet,
         protocols: ProtocolRegistry,
+        *,
+        start_serving: Callable[[RegisteredProtocol], None],
         stop_serving: Callable[[str], None],
     ) -> None:
         self._core = core
         self._plugins = plugins
         self._protocols = protocols
+        self._start_serving = start_serving
         self._stop_serving = stop_serving
-        self._contexts: dict[str, PluginContext] = {}
-        self._services: dict[str, list[ServiceSpec]] = {}
-        self._routes: dict[str, list[Route]] = {}
+        self._running: dict[str, _Running] = {}
+        self._ending: dict[str, PluginTasks] = {}
         self._authorizing: list[PluginRecord] = []
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._changing = anyio.Lock()
+        self.generation = 0
+        """Grows with every plugin that comes or goes, and so does what `routes` gives."""
 
     @property
     def records(self) -> tuple[PluginRecord, ...]:
@@ -71,9 +106,7 @@ class NodePlugins:
             try:
                 self._build(record)
             except (Exception, SystemExit) as error:
-                detail = str(error) if isinstance(error, PluginError | ConfigurationError) else repr(error)
-                self._drop(record, f"failed to start: {detail}", error)
-        self._authorizing = [r for r in self._plugins.loaded if self._plugins.implements(r, "sdnet_authorize")]
+                self._build_failed(record, error)
         if self._core.config.plugins.strict:
             check_strict(self._plugins)
 
@@ -81,14 +114,20 @@ class NodePlugins:
         """Make every plugin's commands too, to see whether they can be made."""
         self._plugins.commands()
 
+    def _build_failed(self, record: PluginRecord, error: BaseException) -> None:
+        detail = str(error) if isinstance(error, PluginError | ConfigurationError) else repr(error)
+        self._stop(record, f"failed to start: {detail}", error)
+
     def _build(self, record: PluginRecord) -> None:
+        if self._plugins.implements(record, "sdnet_authorize") and record not in self._authorizing:
+            self._authorizing.append(record)
         ctx = PluginContext(self._core, record.name, self._read_config(record))
-        self._contexts[record.name] = ctx
+        running = self._running[record.name] = _Running(self._core, ctx)
         services = list(self._plugins.call(record, "sdnet_services", ctx=ctx) or ())
         for service in services:
             if not isinstance(service, ServiceSpec):
                 raise PluginError(f"sdnet_services gave {service!r}, which is no ServiceSpec.")
-        self._services[record.name] = services
+        running.services = services
         specs = list(self._plugins.call(record, "sdnet_protocols", ctx=ctx) or ())
         for spec in specs:
             if not isinstance(spec, ProtocolSpec):
@@ -101,7 +140,8 @@ class NodePlugins:
         for route in routes:
             if not isinstance(route, Route):
                 raise PluginError(f"sdnet_routes gave {route!r}, which is no Route.")
-        self._routes[record.name] = routes
+        running.routes = routes
+        self.generation += 1
 
     def _read_config(self, record: PluginRecord) -> Any:
         table = self._core.config.plugins.tables.get(record.name, {})
@@ -115,38 +155,88 @@ class NodePlugins:
         except msgspec.ValidationError as error:
             raise ConfigurationError(f"[plugins.{record.name}]: {error}.") from error
 
-    def _drop(self, record: PluginRecord, reason: str, error: BaseException | None = None) -> None:
-        """Take a plugin out of the node: its protocols, services, routes and hooks."""
+    def _stop(
+        self,
+        record: PluginRecord,
+        reason: str,
+        error: BaseException | None = None,
+        *,
+        state: PluginState = PluginState.FAILED,
+    ) -> None:
+        """Take a plugin out of the node: its protocols, services, routes and hooks. Its tasks are told to end."""
         for protocol_id in self._protocols.unregister(record.name):
             self._stop_serving(protocol_id)
             self._stop_serving(protocol_id + MESSAGES_SUFFIX)
-        self._services.pop(record.name, None)
-        self._routes.pop(record.name, None)
-        self._plugins.fail(record, reason, error)
-        self._core.events.publish(PluginFailed(plugin=record.name, reason=reason))
+        running = self._running.pop(record.name, None)
+        self._plugins.fail(record, reason, error, state=state)
+        self.generation += 1
+        if state is not PluginState.DISABLED:
+            self._core.events.publish(PluginFailed(plugin=record.name, reason=reason))
+        self._core.events.publish(PluginStateChanged(plugin=record.name, state=str(state), reason=reason))
+        if running is not None:
+            self._ending[record.name] = running.tasks
+            running.tasks.stop()
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Run the services, and bring events to handlers and hooks, until cancelled."""
         async with anyio.create_task_group() as tasks:
-            for record in self._plugins.loaded:
-                for service in self._services.get(record.name, ()):
-                    if service.run is not None:
-                        await self._start_service(tasks, record, service)
-            async with self._core.events.subscribe(buffer=4096) as events:
+            self._tasks = tasks
+            try:
+                for record in self._plugins.loaded:
+                    await self._start(tasks, record)
                 if self._core.config.plugins.strict:
                     check_strict(self._plugins)
                 task_status.started()
+                while True:
+                    await anyio.sleep(TASK_CHECK_INTERVAL_S)
+                    self.check_tasks()
+            finally:
+                self._tasks = None
+
+    async def _start(self, tasks: anyio.abc.TaskGroup, record: PluginRecord) -> None:
+        """Start a plugin's services and what brings it events."""
+        running = self._running[record.name]
+        handlers = [
+            registered.spec.handler
+            for registered in self._protocols
+            if registered.plugin == record.name and _hears_events(registered.spec.handler)
+        ]
+        if handlers or self._plugins.implements(record, "sdnet_event"):
+            subscription = self._core.events.subscribe(buffer=4096)
+            tasks.start_soon(self._pump_events, record, running, handlers, subscription)
+        for service in running.services:
+            if service.run is not None and record.state is PluginState.LOADED:
+                await self._start_service(tasks, record, running, service)
+
+    async def _pump_events(
+        self,
+        record: PluginRecord,
+        running: _Running,
+        handlers: Sequence[ProtocolHandler],
+        subscription: Subscription,
+    ) -> None:
+        clock, observes = self._core.clock, self._plugins.implements(record, "sdnet_event")
+        with running.tasks.running():
+            async with subscription as events:
                 async for event in events:
-                    for record in self._plugins.loaded:
+                    if observes:
+                        before = clock.monotonic()
                         try:
-                            self._plugins.call(record, "sdnet_event", ctx=self._contexts[record.name], event=event)
+                            self._plugins.call(record, "sdnet_event", ctx=running.ctx, event=event)
                         except Exception as error:
                             logger.exception("plugin %s raised in sdnet_event", record.name)
                             self.report_failure(record.name, f"sdnet_event raised {error!r}")
+                        self._check_pace(record, "sdnet_event", clock.monotonic() - before)
                     if isinstance(event, ConnectionEstablished | ConnectionLost):
-                        await self._tell_handlers(event)
+                        await self._tell_handlers(record, handlers, event)
 
-    async def _start_service(self, tasks: anyio.abc.TaskGroup, record: PluginRecord, service: ServiceSpec) -> None:
+    def _check_pace(self, record: PluginRecord, hook: str, took_s: float) -> None:
+        if took_s > SLOW_HOOK_S:
+            self.report_failure(record.name, f"{hook} held up the node for {took_s:.1f} s")
+
+    async def _start_service(
+        self, tasks: anyio.abc.TaskGroup, record: PluginRecord, running: _Running, service: ServiceSpec
+    ) -> None:
         ready = anyio.Event()
 
         class _Status:
@@ -156,9 +246,11 @@ class NodePlugins:
         async def run() -> None:
             try:
                 assert service.run is not None
-                await service.run(task_status=_Status())
+                with running.tasks.running():
+                    await service.run(task_status=_Status())
             except Exception as error:
-                self._drop(record, f"service {service.name} raised {error!r}", error)
+                if not running.tasks.stopped:
+                    self._stop(record, f"service {service.name} raised {error!r}", error)
             finally:
                 ready.set()
 
@@ -166,17 +258,18 @@ class NodePlugins:
         with anyio.move_on_after(SERVICE_START_TIMEOUT_S) as waiting:
             await ready.wait()
         if waiting.cancelled_caught:
-            self._drop(record, f"service {service.name} was not ready within {SERVICE_START_TIMEOUT_S:g} s")
+            self._stop(record, f"service {service.name} was not ready within {SERVICE_START_TIMEOUT_S:g} s")
 
-    async def _tell_handlers(self, event: ConnectionEstablished | ConnectionLost) -> None:
-        for registered in self._protocols:
+    async def _tell_handlers(
+        self, record: PluginRecord, handlers: Sequence[ProtocolHandler], event: NetworkEvent
+    ) -> None:
+        for handler in handlers:
             try:
                 with anyio.fail_after(HANDLER_EVENT_TIMEOUT_S):
-                    await registered.spec.handler.handle_event(event)
+                    await handler.handle_event(event)
             except Exception as error:
-                logger.exception("handle_event of %s raised", registered.spec.protocol_id)
-                reason = f"handle_event of {registered.spec.protocol_id} raised {error!r}"
-                self.report_failure(registered.plugin, reason)
+                logger.exception("handle_event of %s raised", handler.protocol_name)
+                self.report_failure(record.name, f"handle_event of {handler.protocol_name} raised {error!r}")
 
     async def hand_delivery(self, device: RemoteDevice, protocol_name: str, deliveries: Sequence[Delivery]) -> None:
         """Tell the handler of their protocol what became of messages."""
@@ -184,19 +277,134 @@ class NodePlugins:
         if registered is None:
             return
         try:
-            with anyio.fail_after(HANDLER_EVENT_TIMEOUT_S):
+            with anyio.fail_after(HANDLER_EVENT_TIMEOUT_S), self.serving(registered.plugin):
                 for delivery in deliveries:
                     await registered.spec.handler.handle_delivery(device, delivery)
         except Exception as error:
             logger.exception("handle_delivery of %s raised", registered.spec.protocol_id)
             self.report_failure(registered.plugin, f"handle_delivery of {registered.spec.protocol_id} raised {error!r}")
 
-    def report_failure(self, plugin: str, reason: str) -> None:
-        """A plugin raised while it was serving: it goes on, and the failure is shown."""
-        for record in self._plugins.records:
-            if record.name == plugin and record.state == "loaded":
-                record.reason = reason
+    @contextmanager
+    def serving(self, plugin: str) -> Iterator[anyio.CancelScope]:
+        """Run a block for a plugin: it is cancelled when the plugin is stopped.
+
+        :returns: the scope; ``cancelled_caught`` says afterwards whether that happened.
+        """
+        running = self._running.get(plugin)
+        if running is None:
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                yield scope
+            return
+        with running.tasks.running() as scope:
+            yield scope
+
+    # Failures
+
+    def report_failure(self, plugin: str, reason: str, *, counts: bool = True) -> None:
+        """A plugin raised while it was serving: it goes on, and the failure is shown. Too many put it in quarantine.
+
+        :param counts: whether it counts towards that. What strangers bring about does not: they could switch a
+            plugin off.
+        """
+        running, record = self._running.get(plugin), self._record(plugin)
+        if record is None or running is None:
+            return
+        record.reason = reason
         self._core.events.publish(PluginFailed(plugin=plugin, reason=reason))
+        if counts and running.failures.spend():
+            settings = self._core.config.plugins
+            often = f"failed more than {settings.max_failures} times in {settings.failure_window_s:g} s"
+            self._quarantine(record, f"{often}, last: {reason}")
+
+    def check_tasks(self) -> None:
+        """Quarantine each plugin that has more tasks than the settings allow."""
+        most = self._core.config.plugins.max_tasks
+        counts = count_tasks({name: running.tasks.roots for name, running in self._running.items()})
+        for name, count in counts.items():
+            record = self._record(name)
+            if count > most and record is not None:
+                self._quarantine(record, f"has {count} tasks, and {most} are allowed: it leaks them")
+
+    def admit_event(self, plugin: str) -> bool:
+        """Whether a plugin may publish one more event; one that floods the node is quarantined."""
+        running, record = self._running.get(plugin), self._record(plugin)
+        if running is None or record is None:
+            return False
+        if running.events.spend():
+            self._quarantine(record, f"published more than {EVENT_FLOOD} events in {EVENT_FLOOD_WINDOW_S:g} s")
+            return False
+        return True
+
+    def _quarantine(self, record: PluginRecord, reason: str) -> None:
+        self._stop(
+            record, f"{reason}. Bring it back with: sdnet plugins enable {record.name}", state=PluginState.QUARANTINED
+        )
+
+    def _record(self, name: str) -> PluginRecord | None:
+        return next((record for record in self._plugins.records if record.name == name), None)
+
+    # By hand
+
+    async def disable(self, name: str) -> PluginRecord:
+        """Stop a plugin while the node runs. What runs for it has ended when this returns, unless the record's reason
+        says otherwise.
+
+        :raises NotFoundError: none of that name is installed.
+        """
+        async with self._changing:
+            record = self._find(name)
+            if record.state is not PluginState.DISABLED:
+                self._stop(record, "disabled while the node runs", state=PluginState.DISABLED)
+            if not await self._has_ended(name):
+                record.reason = "disabled, but its tasks do not end; restart the node to be rid of them"
+            return record
+
+    async def enable(self, name: str) -> PluginRecord:
+        """Start a plugin that was disabled, quarantined or failed. Code that changed meanwhile needs a restart.
+
+        :raises NotFoundError: none of that name is installed.
+        :raises PluginError: it cannot be started; says why.
+        """
+        async with self._changing:
+            record = self._find(name)
+            if record in self._plugins.loaded:
+                return record
+            if record.find is None or self._tasks is None:
+                raise PluginError(f"Plugin {name} cannot be started: {record.reason}.")
+            if not await self._has_ended(name):
+                raise PluginError(f"Plugin {name} still has tasks that do not end: sdnet restart.")
+            self._plugins.load_one(record)
+            if record in self._plugins.loaded:
+                try:
+                    self._build(record)
+                except (Exception, SystemExit) as error:
+                    self._build_failed(record, error)
+                else:
+                    await self._start(self._tasks, record)
+            # By now a service may have failed.
+            if record not in self._plugins.loaded:
+                raise PluginError(f"Plugin {name} {record.reason}.")
+            for registered in self._protocols:
+                if registered.plugin == name:
+                    self._start_serving(registered)
+            self._core.events.publish(PluginStateChanged(plugin=name, state=str(record.state), reason=""))
+            return record
+
+    async def _has_ended(self, name: str) -> bool:
+        ending = self._ending.get(name)
+        if ending is not None and not await ending.wait_ended(STOP_TIMEOUT_S):
+            return False
+        self._ending.pop(name, None)
+        return True
+
+    def _find(self, name: str) -> PluginRecord:
+        record = self._record(name)
+        if record is None:
+            raise NotFoundError(f"No plugin {name!r} is installed.")
+        return record
+
+    # Asking
 
     def authorize(self, protocol_name: str, peer_id: str, device: RemoteDevice | None) -> str:
         """Ask every plugin that wants to be asked. Deny wins over ask, ask over allow; an exception denies.
@@ -207,16 +415,20 @@ class NodePlugins:
         request = AuthorizationRequest(protocol_name=protocol_name, peer_id=peer_id, device=device)
         ask = ""
         for record in self._authorizing:
+            if record.state is PluginState.DISABLED:
+                continue  # a person decided that
+            running, before = self._running.get(record.name), self._core.clock.monotonic()
+            if running is None:
+                raise RefusedError(f"Plugin {record.name}, which has a say in {protocol_name}, is {record.state}.")
             try:
-                decision = self._plugins.call(
-                    record, "sdnet_authorize", ctx=self._contexts[record.name], request=request
-                )
+                decision = self._plugins.call(record, "sdnet_authorize", ctx=running.ctx, request=request)
                 if decision is not None:
                     decision = Decision(decision)
             except Exception as error:
                 logger.exception("plugin %s raised in sdnet_authorize", record.name)
                 self.report_failure(record.name, f"sdnet_authorize raised {error!r}")
                 decision = Decision.DENY
+            self._check_pace(record, "sdnet_authorize", self._core.clock.monotonic() - before)
             if decision is Decision.DENY:
                 raise RefusedError(f"Plugin {record.name} denies {protocol_name}.")
             if decision is Decision.ASK:
@@ -229,11 +441,16 @@ class NodePlugins:
         :raises PluginError: no loaded plugin offers it.
         """
         for record in self._plugins.loaded:
-            for service in self._services.get(record.name, ()):
+            running = self._running.get(record.name)
+            for service in () if running is None else running.services:
                 if isinstance(service.api, type_):
                     return service.api
         raise PluginError(f"No plugin that is loaded offers {type_.__name__}.")
 
     def routes(self) -> list[tuple[str, Route]]:
         """All routes, with the names of their plugins."""
-        return [(r.name, route) for r in self._plugins.loaded for route in self._routes.get(r.name, ())]
+        return [(name, route) for name, running in self._running.items() for route in running.routes]
+
+
+def _hears_events(handler: ProtocolHandler) -> bool:
+    return type(handler).handle_event is not ProtocolHandler.handle_event

@@ -10,9 +10,10 @@ import inspect
 import logging
 import re
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,9 @@ class PluginState(StrEnum):
     LOADED = "loaded"
     FAILED = "failed"
     DISABLED = "disabled"
-    """Switched off by the configuration; not imported."""
+    """Switched off by the configuration, then it is not imported, or by a person while the node runs."""
+    QUARANTINED = "quarantined"
+    """It raised, flooded or leaked too much while it ran, and was stopped; ``sdnet plugins enable`` brings it back."""
     INCOMPATIBLE = "incompatible"
     """Made for another major version of the plugin interface; not imported."""
 
@@ -63,6 +66,8 @@ class PluginRecord:
     reason: str = ""
     traceback: str = ""
     plugin: Any = field(default=None, repr=False)
+    find: Callable[[], Any] | None = field(default=None, repr=False)
+    """Gives the plugin's class or object; imports it if need be. None if there is none to be had."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -85,20 +90,27 @@ class PluginSet:
         self._manager = pluggy.PluginManager("sdnet")
         self._manager.add_hookspecs(SdnetSpecs)
 
-    def load(self, entry_points: dict[str, metadata.EntryPoint] | None = None) -> None:
+    def load(self) -> None:
         """Import and check every plugin that is found and not switched off."""
         for record in self.records:
-            if record.state is not PluginState.FOUND:
-                continue
-            try:
-                if record.plugin is None and entry_points is not None:
-                    record.plugin = entry_points[record.name].load()
-                if inspect.isclass(record.plugin):
-                    record.plugin = record.plugin()
-                self._register(record)
-                record.state = PluginState.LOADED
-            except (Exception, SystemExit) as error:
-                self.fail(record, f"could not be loaded: {_describe(error)}", error)
+            if record.state is PluginState.FOUND:
+                self.load_one(record)
+
+    def load_one(self, record: PluginRecord) -> None:
+        """Import and check a plugin; ``record.state`` says what became of it. An object of its own is made each time.
+
+        What is imported already is not imported anew.
+        """
+        record.reason = record.traceback = ""
+        try:
+            if record.find is None:
+                raise PluginError("there is nothing to load.")
+            found = record.find()
+            record.plugin = found() if inspect.isclass(found) else found
+            self._register(record)
+            record.state = PluginState.LOADED
+        except (Exception, SystemExit) as error:
+            self.fail(record, f"could not be loaded: {_describe(error)}", error)
 
     def _register(self, record: PluginRecord) -> None:
         hooks = [
@@ -154,16 +166,24 @@ class PluginSet:
                 types[record.name] = type_
         return types
 
-    def fail(self, record: PluginRecord, reason: str, error: BaseException | None = None) -> None:
-        """Mark a plugin failed and take its hooks out."""
-        record.state = PluginState.FAILED
+    def fail(
+        self,
+        record: PluginRecord,
+        reason: str,
+        error: BaseException | None = None,
+        *,
+        state: PluginState = PluginState.FAILED,
+    ) -> None:
+        """Mark a plugin failed, or whatever else stopped it, and take its hooks out."""
+        record.state = state
         record.reason = reason
         record.protocols = ()
         if error is not None:
             record.traceback = "".join(traceback.format_exception(error))
         if record.plugin is not None and self._manager.is_registered(record.plugin):
             self._manager.unregister(record.plugin)
-        logger.error("plugin %s %s", record.name, reason, exc_info=error)
+        level = logging.INFO if state is PluginState.DISABLED else logging.ERROR
+        logger.log(level, "plugin %s %s", record.name, reason, exc_info=error)
 
     def commands(self) -> list[click.Command]:
         """The command line commands of all plugins; the first plugin by name wins a name that two want."""
@@ -192,7 +212,7 @@ def find_plugins(settings: PluginSettings, *, load: bool = True) -> PluginSet:
     :raises PluginError: one failed and ``settings.strict`` is set.
     """
     records: list[PluginRecord] = []
-    entry_points: dict[str, metadata.EntryPoint] = {}
+    taken: dict[str, PluginRecord] = {}
     for entry_point in sorted(_entry_points(), key=lambda e: (e.name, e.group != ENTRY_POINT_GROUP)):
         distribution = entry_point.dist
         record = PluginRecord(
@@ -203,12 +223,12 @@ def find_plugins(settings: PluginSettings, *, load: bool = True) -> PluginSet:
         if entry_point.group != ENTRY_POINT_GROUP:
             record.state = PluginState.INCOMPATIBLE
             record.reason = f"needs {entry_point.group}; this sdnet has {ENTRY_POINT_GROUP}"
-        elif entry_point.name in entry_points:
-            other = next(r for r in records if r.name == record.name)
+        elif (other := taken.get(record.name)) is not None:
             record.state = PluginState.FAILED
             record.reason = f"{other.distribution} and {record.distribution} both have a plugin of this name"
         else:
-            entry_points[entry_point.name] = entry_point
+            taken[record.name] = record
+            record.find = entry_point.load
             if entry_point.name in settings.disable:
                 record.state, record.reason = PluginState.DISABLED, "disabled by the configuration"
             elif settings.allow is not None and entry_point.name not in settings.allow:
@@ -216,7 +236,7 @@ def find_plugins(settings: PluginSettings, *, load: bool = True) -> PluginSet:
         records.append(record)
     plugins = PluginSet(records)
     if load:
-        plugins.load(entry_points)
+        plugins.load()
         if settings.strict:
             check_strict(plugins)
     return plugins
@@ -224,7 +244,7 @@ def find_plugins(settings: PluginSettings, *, load: bool = True) -> PluginSet:
 
 def given_plugins(classes: Iterable[Any]) -> PluginSet:
     """A set of plugins handed over by a host application or a test, instead of found."""
-    plugins = PluginSet([PluginRecord(name=_name_of(plugin), plugin=plugin) for plugin in classes])
+    plugins = PluginSet([PluginRecord(name=_name_of(plugin), find=partial(_given, plugin)) for plugin in classes])
     plugins.load()
     return plugins
 
@@ -246,6 +266,10 @@ def _entry_points() -> Iterable[metadata.EntryPoint]:
             continue
         seen.add(distribution.name)
         yield from (e for e in distribution.entry_points if _GROUP.fullmatch(e.group))
+
+
+def _given(plugin: Any) -> Any:
+    return plugin
 
 
 def _name_of(plugin: Any) -> str:

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
+from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import InvalidRequestError
@@ -60,9 +61,9 @@ def create_app(
     """
     api = _CoreRoutes(core, stop)
     routes = [_starlette_route("/v1", route, stopping) for route in api.routes()]
-    routes += _plugin_routes(core, stopping, reserved={route.path.split("/")[2] for route in routes})
     app = Starlette(routes=routes, exception_handlers={HTTPException: _on_http_error})
     app.router.redirect_slashes = False
+    app.router.default = _PluginRouter(core, stopping, reserved={route.path.split("/")[2] for route in routes})
     return _Entry(app if guard is None else guard(app))
 
 
@@ -106,6 +107,8 @@ class _CoreRoutes:
             Route(method="GET", path="/devices/{ref}", endpoint=self.device, summary="One paired device"),
             Route(method="POST", path="/devices/{ref}/ping", endpoint=self.ping, summary="Round-trip time"),
             Route(method="GET", path="/plugins", endpoint=self.plugins, summary="Plugins and their state"),
+            Route(method="POST", path="/plugins/{name}/enable", endpoint=self.enable_plugin, summary="Start a plugin"),
+            Route(method="POST", path="/plugins/{name}/disable", endpoint=self.disable_plugin, summary="Stop a plugin"),
             Route(method="GET", path="/events", endpoint=self.events, summary="What happens, as it happens"),
             Route(method="POST", path="/stop", endpoint=self.stop, summary="Stop the node"),
             *TrustRoutes(self._core).routes(),
@@ -132,6 +135,12 @@ class _CoreRoutes:
     async def plugins(self, request: ApiRequest) -> Any:
         return [record.to_dict() for record in self._core.plugin_records()]
 
+    async def enable_plugin(self, request: ApiRequest) -> Any:
+        return (await self._core.enable_plugin(request.path["name"])).to_dict()
+
+    async def disable_plugin(self, request: ApiRequest) -> Any:
+        return (await self._core.disable_plugin(request.path["name"])).to_dict()
+
     async def events(self, request: ApiRequest) -> Any:
         kinds = [kind for kind in request.query.get("kinds", "").split(",") if kind]
         # Subscribed before the answer begins, so that nothing that happens after it is missed.
@@ -149,18 +158,37 @@ class _CoreRoutes:
         self._stop()
 
 
-def _plugin_routes(core: NetworkingCore, stopping: anyio.Event, reserved: set[str]) -> list[StarletteRoute]:
-    routes = []
-    for plugin, route in core.routes():
-        prefix = plugin.replace("_", "-")
-        try:
-            if prefix in reserved:
-                raise ValueError(f"/v1/{prefix} belongs to the core")
-            routes.append(_starlette_route(f"/v1/{prefix}", route, stopping))
-        except Exception as error:  # a plugin's mistake must not stop the node
-            _logger.exception("Route %s %s of plugin %s is left out", route.method, route.path, plugin)
-            core.events.publish(PluginFailed(plugin=plugin, reason=f"route {route.path}: {error}"))
-    return routes
+class _PluginRouter:
+    """Answers below the plugins' prefixes; plugins come and go while the node runs.
+
+    :param reserved: prefixes that are the core's.
+    """
+
+    def __init__(self, core: NetworkingCore, stopping: anyio.Event, reserved: set[str]) -> None:
+        self._core = core
+        self._stopping = stopping
+        self._reserved = reserved
+        self._made_for = -1
+        self._router = Router()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._made_for != self._core.plugin_generation:
+            self._made_for = self._core.plugin_generation
+            self._router = Router(routes=self._routes(), redirect_slashes=False)
+        await self._router(scope, receive, send)
+
+    def _routes(self) -> list[StarletteRoute]:
+        routes = []
+        for plugin, route in self._core.routes():
+            prefix = plugin.replace("_", "-")
+            try:
+                if prefix in self._reserved:
+                    raise ValueError(f"/v1/{prefix} belongs to the core")
+                routes.append(_starlette_route(f"/v1/{prefix}", route, self._stopping))
+            except Exception as error:  # a plugin's mistake must not stop the node
+                _logger.exception("Route %s %s of plugin %s is left out", route.method, route.path, plugin)
+                self._core.events.publish(PluginFailed(plugin=plugin, reason=f"route {route.path}: {error}"))
+        return routes
 
 
 def _starlette_route(prefix: str, route: Route, stopping: anyio.Event) -> StarletteRoute:

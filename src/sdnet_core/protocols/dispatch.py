@@ -10,12 +10,13 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from typing import Protocol, TypeVar
 
 import anyio
 
+from ..clock import Clock
 from ..devices.delivery import MESSAGES_SUFFIX
 from ..devices.gate import PeerGate
 from ..devices.manager import PersistentConnectionManager
@@ -26,7 +27,8 @@ from ..errors import NetworkingError, RefusedError
 from ..session import read_preamble
 from ..swarm.abc import SwarmStream
 from .handler import Capability, PeerStream
-from .inbound import MessageReceiver
+from .inbound import MessageReceiver, OnFailure
+from .rate import OpenRates
 from .registry import ProtocolRegistry, RegisteredProtocol
 
 __all__ = ["Dispatcher", "remote_device"]
@@ -89,7 +91,8 @@ class Dispatcher:
     :param approve: asks a person, where a plugin wants that or the device's trust does.
     :param gate: knows the revoked devices.
     :param refusals: told of what was refused.
-    :param on_failure: told of a handler that raised something other than a `NetworkingError`: plugin name and reason.
+    :param serving: runs a block for a plugin, and cancels it when the plugin is stopped.
+    :param on_failure: told of a handler that raised something other than a `NetworkingError`.
     """
 
     def __init__(
@@ -102,7 +105,9 @@ class Dispatcher:
         approve: Approve,
         gate: PeerGate,
         refusals: Refusals,
-        on_failure: Callable[[str, str], None],
+        clock: Clock,
+        serving: Callable[[str], AbstractContextManager[anyio.CancelScope]],
+        on_failure: OnFailure,
     ) -> None:
         self._protocols = protocols
         self._devices = devices
@@ -111,6 +116,8 @@ class Dispatcher:
         self._approve = approve
         self._gate = gate
         self._refusals = refusals
+        self._rates = OpenRates(clock)
+        self._serving = serving
         self._on_failure = on_failure
         self._messages = MessageReceiver(on_failure)
         self._open: Counter[str] = Counter()
@@ -190,12 +197,18 @@ class Dispatcher:
         if stream.protocol.endswith(MESSAGES_SUFFIX):
             serve, deadline_s = partial(self._messages.serve, registered=registered), None
             idle_timeout_s = max(idle_timeout_s, MESSAGES_IDLE_TIMEOUT_S)
-        with anyio.move_on_after(deadline_s) as life, stream.idle_limit(idle_timeout_s) as idle:
+        with (
+            self._serving(registered.plugin) as plugin,
+            anyio.move_on_after(deadline_s) as life,
+            stream.idle_limit(idle_timeout_s) as idle,
+        ):
             try:
                 await serve(stream)
             except Exception as error:
                 failure = _single(error)
-        if life.cancelled_caught or idle.cancelled_caught:
+        if plugin.cancelled_caught:
+            await stream.reset()
+        elif life.cancelled_caught or idle.cancelled_caught:
             logger.info("stream of %s from %s ran out of time", stream.protocol, stream.peer_id)
             await stream.reset()
         elif failure is None:
@@ -204,7 +217,8 @@ class Dispatcher:
             raise failure
         else:
             logger.error("handler of %s (plugin %s) raised", spec.protocol_id, registered.plugin, exc_info=failure)
-            self._on_failure(registered.plugin, f"handler of {spec.protocol_id} raised {failure!r}")
+            reason = f"handler of {spec.protocol_id} raised {failure!r}"
+            self._on_failure(registered.plugin, reason, counts=stream.device is not None)
             await stream.reset()
 
     @asynccontextmanager
@@ -222,6 +236,8 @@ class Dispatcher:
             or (stranger and self._of_strangers >= MAX_STRANGER_STREAMS)
         ):
             raise _Refusal(f"Too many streams of {spec.protocol_id} are open.")
+        if not self._rates.admit(peer, stream.protocol, per_s=spec.max_streams_per_s):
+            raise _Refusal(f"Streams of {spec.protocol_id} are opened too often.")
         self._open[stream.protocol] += 1
         self._open_by_peer[key] += 1
         self._of_peer[peer] += 1

@@ -227,6 +227,7 @@ class ProtocolSpec:
     :param max_message_bytes: longest single message.
     :param max_streams: inbound streams of this protocol open at once, from all peers together.
     :param max_streams_per_peer: the same from one peer.
+    :param max_streams_per_s: how often one peer may open this protocol; more are refused.
     :param idle_timeout_s: a stream in which nothing moved in either direction for so long is reset.
     :param deadline_s: longest life of one inbound stream; None for as long as it moves.
     :param capabilities: what the plugin needs beyond plain messaging; shown by ``sdnet plugins``.
@@ -240,6 +241,7 @@ class ProtocolSpec:
     max_message_bytes: int = 1 << 20
     max_streams: int = 256
     max_streams_per_peer: int = 32
+    max_streams_per_s: float = 1000.0
     idle_timeout_s: float = 120.0
     deadline_s: float | None = None
     capabilities: frozenset[Capability] = field(default_factory=frozenset)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 import anyio
 
@@ -29,7 +30,7 @@ from ..wire import FrameDecoder, Message, decode, encode, encode_frame
 from .handler import PeerStream
 from .registry import RegisteredProtocol
 
-__all__ = ["MessageReceiver"]
+__all__ = ["MessageReceiver", "OnFailure"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,12 @@ HANDLER_TIMEOUT_S = 30.0
 READ_BYTES = 256 << 10
 
 _LaneKey = tuple[uuid.UUID, str, Priority]
+
+
+class OnFailure(Protocol):
+    """Is told of a plugin's failure; ``counts`` says whether it brings the plugin nearer to quarantine."""
+
+    def __call__(self, plugin: str, reason: str, /, *, counts: bool = True) -> None: ...
 
 
 class _StreamEndsError(Exception):
@@ -50,10 +57,10 @@ class MessageReceiver:
     There is one stream for each device, protocol and priority: a new one puts an end to the one before, whose
     messages come again on it.
 
-    :param on_failure: told of a handler that raised something other than a `NetworkingError`: plugin name and reason.
+    :param on_failure: told of a handler that raised something other than a `NetworkingError`.
     """
 
-    def __init__(self, on_failure: Callable[[str, str], None]) -> None:
+    def __init__(self, on_failure: OnFailure) -> None:
         self._on_failure = on_failure
         self._streams: dict[_LaneKey, tuple[anyio.CancelScope, anyio.Event]] = {}
 

@@ -43,6 +43,8 @@ class ProtocolRegistry:
             )
         if spec.version < 1 or min(spec.max_message_bytes, spec.max_streams, spec.max_streams_per_peer) < 1:
             raise PluginError(f"{spec.protocol_id}: the version and every limit must be at least 1.")
+        if not spec.max_streams_per_s > 0:
+            raise PluginError(f"{spec.protocol_id}: max_streams_per_s must be above 0.")
         if spec.access is Access.STRANGER and Capability.STRANGERS not in spec.capabilities:
             raise PluginError(
                 f"{spec.protocol_id} is open to strangers, but the capability {Capability.STRANGERS.value!r} is not "

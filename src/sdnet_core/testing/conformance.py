@@ -23,7 +23,7 @@ import msgspec
 from ..clock import SystemRandomness
 from ..errors import InvalidRequestError, NetworkingError, NotFoundError, PluginError
 from ..hookspecs import ENTRY_POINT_GROUP
-from ..plugins import PluginRecord, PluginSet, PluginState, given_plugins
+from ..plugins import PluginRecord, PluginState, given_plugins
 from .nodes import linked_nodes, pair
 from .protocols import check_protocol
 
@@ -237,18 +237,17 @@ class _Run:
         return wrong
 
     def _hooks(self) -> list[str]:
-        (record,) = given_plugins([self._plugin]).records
+        plugins = given_plugins([self._plugin])
+        (record,) = plugins.records
         record.name = self._target.name
         if record.state is not PluginState.LOADED:
             raise PluginError(f"It {record.reason}.")
-        plugins = PluginSet([PluginRecord(name=record.name, plugin=self._plugin)])
-        plugins.load()
         hooks = [name for name in dir(self._plugin) if name.startswith("sdnet_")]
-        used = [name for name in hooks if plugins.implements(plugins.records[0], name)]
+        used = [name for name in hooks if plugins.implements(record, name)]
         idle = sorted(set(hooks) - set(used))
         if not used:
             raise PluginError("It implements no hook: mark its methods with @hookimpl.")
-        settings = plugins.call(plugins.records[0], "sdnet_config")
+        settings = plugins.call(record, "sdnet_config")
         if settings is not None:
             try:
                 msgspec.convert({}, settings)
