@@ -49,7 +49,7 @@ def plugins(ctx: click.Context, no_load: bool, as_json: bool) -> None:
     cli.table(found, columns, empty="No plugins are installed.")
 
 
-@plugins.command(epilog="\b\nExamples:\n  sdnet plugins disable spacedrop\n  sdnet plugins disable weather --json")
+@plugins.command(epilog="\b\nExamples:\n  sdnet plugins disable weather\n  sdnet plugins disable weather --json")
 @click.argument("name")
 @json_option
 @pass_cli
@@ -67,7 +67,7 @@ def disable(cli: Cli, name: str, as_json: bool) -> None:
     _show(cli, record, as_json)
 
 
-@plugins.command(epilog="\b\nExamples:\n  sdnet plugins enable spacedrop")
+@plugins.command(epilog="\b\nExamples:\n  sdnet plugins enable weather")
 @click.argument("name")
 @json_option
 @pass_cli
