@@ -39,6 +39,7 @@ from .devices.trust import Access
 from .discovery.candidates import Discovery
 from .events import (
     EventBus,
+    MessageReceived,
     NodeStarted,
     PeerDisconnected,
     StoreRecovered,
@@ -207,6 +208,7 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
             clock=self.clock,
             serving=self._plugins.serving,
             on_failure=self._plugins.report_failure,
+            on_received=self._received,
         )
         for registered in self._protocols:
             self._serve_protocol(registered)
@@ -270,6 +272,11 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
             case _:
                 await self._pairings.carry_out(command)
         return None
+
+    def _received(self, device_id: uuid.UUID, protocol_name: str, count: int, size_bytes: int) -> None:
+        self.events.publish(
+            MessageReceived(device_id=device_id, protocol=protocol_name, size_bytes=size_bytes, count=count)
+        )
 
     async def _pairing_lost(self, device_id: uuid.UUID, pairing_id: bytes, reason: str) -> None:
         await self._commands.call(PairingLost(device_id, pairing_id, reason))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import anyio
@@ -15,18 +18,23 @@ from .clock import Clock
 
 __all__ = ["EventBus", "EventsDropped", "NetworkEvent", "Subscription"]
 
+KEPT_OF_EACH_KIND = 500
+"""Past events that a bus keeps, of each kind: what happens often does not push out what happens rarely."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkEvent:
     """Base of all events.
 
     :param at: wall-clock time, seconds since the epoch; filled in by the bus when 0.
+    :param seq: counts the events of one run of a node, from 1 on; filled in by the bus.
     """
 
     kind: ClassVar[str] = "event"
     audited: ClassVar[bool] = False
     """Whether it goes into the audit log, being of concern for security."""
     at: float = 0.0
+    seq: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the event's ``kind``."""
@@ -36,10 +44,15 @@ class NetworkEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventsDropped(NetworkEvent):
-    """This subscriber was too slow: so many events before this one were dropped."""
+    """A gap: so many events before this one are missing here. It has no number of its own.
+
+    :param count: of all kinds, whichever were asked for.
+    :param reason: why.
+    """
 
     kind = "events-dropped"
     count: int
+    reason: str = "the listener was too slow"
 
 
 class Subscription:
@@ -51,6 +64,7 @@ class Subscription:
     def __init__(self, bus: EventBus, kinds: frozenset[str] | None, buffer: int) -> None:
         self._bus = bus
         self._kinds = kinds
+        self._past: deque[NetworkEvent] = deque()
         self._queue: deque[NetworkEvent] = deque()
         self._buffer = buffer
         self._dropped = 0
@@ -63,6 +77,7 @@ class Subscription:
         if len(self._queue) >= self._buffer:
             self._queue.popleft()
             self._dropped += 1
+            self._bus.dropped += 1
         self._queue.append(event)
         self._wake.set()
 
@@ -72,6 +87,8 @@ class Subscription:
         :raises anyio.EndOfStream: the bus has closed and everything was delivered.
         """
         while True:
+            if self._past:
+                return self._past.popleft()
             if self._dropped:
                 count, self._dropped = self._dropped, 0
                 return EventsDropped(at=self._bus.now(), count=count)
@@ -107,17 +124,28 @@ class Subscription:
         self._wake.set()
 
 
-@dataclass(slots=True)
 class EventBus:
-    """Hands every event to every subscriber; publishing never blocks and never fails.
+    """Hands every event to every subscriber and keeps the latest; publishing never blocks and never fails.
 
     :param clock: dates the events.
+    :param keep: past events kept of each kind.
+    :ivar run: names this run of the node: a number of an event means something within one run only.
+    :ivar last: the number of the latest event, 0 before the first.
+    :ivar dropped: events that slow subscribers lost, all together.
     """
 
-    clock: Clock
-    _subscriptions: set[Subscription] = field(default_factory=set)
-    _taps: list[Callable[[NetworkEvent], None]] = field(default_factory=list)
-    _closed: bool = False
+    def __init__(self, clock: Clock, *, keep: int = KEPT_OF_EACH_KIND) -> None:
+        self.clock = clock
+        self.run = f"{int(clock.now() * 1000):x}"
+        self.last = 0
+        self.dropped = 0
+        self._keep = keep
+        self._kept: dict[str, deque[NetworkEvent]] = {}
+        self._gone: dict[str, NetworkEvent] = {}
+        """By kind, the latest event that is not kept any more."""
+        self._subscriptions: set[Subscription] = set()
+        self._taps: list[Callable[[NetworkEvent], None]] = []
+        self._closed = False
 
     def now(self) -> float:
         """Wall-clock time, seconds since the epoch."""
@@ -125,10 +153,20 @@ class EventBus:
 
     def publish(self, event: NetworkEvent) -> None:
         """Tell all subscribers."""
+        if event.seq:  # it was published before, and whoever holds it must not see it change
+            event = dataclasses.replace(event, at=0.0)
         if not event.at:
             object.__setattr__(event, "at", self.now())
+        self.last += 1
+        object.__setattr__(event, "seq", self.last)
         for tap in self._taps:
             tap(event)
+        kept = self._kept.get(event.kind)
+        if kept is None:
+            kept = self._kept[event.kind] = deque(maxlen=self._keep)
+        if len(kept) == self._keep:
+            self._gone[event.kind] = kept[0] if kept else event
+        kept.append(event)
         for subscription in tuple(self._subscriptions):
             subscription._offer(event)
 
@@ -139,20 +177,50 @@ class EventBus:
         """
         self._taps.append(tap)
 
-    def subscribe(self, kinds: Iterable[str] | None = None, *, buffer: int = 256) -> Subscription:
+    def subscribe(
+        self, kinds: Iterable[str] | None = None, *, buffer: int = 256, past: Iterable[NetworkEvent] = ()
+    ) -> Subscription:
         """Listen from now on.
 
         :param kinds: only events of these kinds; all when None.
         :param buffer: events held for a slow listener before the oldest give way.
+        :param past: what to begin with, from `history` just before.
         """
         if buffer < 1 or math.isinf(buffer):
             raise ValueError("a subscription holds at least one event and not endlessly many")
         subscription = Subscription(self, None if kinds is None else frozenset(kinds), buffer)
+        subscription._past.extend(past)
         if self._closed:
             subscription._end()
         else:
             self._subscriptions.add(subscription)
         return subscription
+
+    def history(
+        self, kinds: Iterable[str] | None = None, *, after: int = 0, since: float = 0.0, run: str | None = None
+    ) -> list[NetworkEvent]:
+        """What has happened, oldest first, as far as it is kept; an `EventsDropped` at the beginning tells of a gap.
+
+        :param kinds: only events of these kinds; all when None.
+        :param after: only events with a higher number.
+        :param since: only events from this time on, seconds since the epoch; the count of a gap may then be too high.
+        :param run: the run that the number is of; this one when None. After another run's all of this one's count.
+        """
+        restarted = run is not None and run != self.run
+        start = 0 if restarted else after
+        start = max([start, *(event.seq for event in (*self._all(), *self._gone.values()) if event.at < since)])
+        found = [event for event in self._all() if event.seq > start]
+        wanted = None if kinds is None else set(kinds)
+        lost = any(gone.seq > start for kind, gone in self._gone.items() if wanted is None or kind in wanted)
+        past = sorted((e for e in found if wanted is None or e.kind in wanted), key=attrgetter("seq"))
+        if restarted or lost:
+            reason = "the node was restarted since" if restarted else "they are not kept any more"
+            count = self.last - start - len(found)
+            return [EventsDropped(at=self.now(), count=count, reason=reason), *past]
+        return list(past)
+
+    def _all(self) -> Iterable[NetworkEvent]:
+        return chain.from_iterable(self._kept.values())
 
     def close(self) -> None:
         """End every subscription once it has delivered what it holds."""

@@ -316,12 +316,18 @@ class StoreRecovered(NetworkEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageReceived(NetworkEvent):
-    """A request from a paired device was handed to a protocol's handler. Carries no content."""
+    """A protocol's handler has taken a request or messages from a paired device. Carries no content.
+
+    :param protocol: its name.
+    :param size_bytes: of all of them together.
+    :param count: messages that came together and were taken at once.
+    """
 
     kind = "message-received"
     device_id: uuid.UUID
     protocol: str
     size_bytes: int
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

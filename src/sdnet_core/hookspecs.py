@@ -85,11 +85,13 @@ class ApiRequest:
     :param path: values of the ``{names}`` in the route's path.
     :param query: the query parameters, last value of each.
     :param body: the decoded JSON body, an empty mapping if there was none.
+    :param last_event_id: where a client that follows a stream of events was when it lost it; empty for nowhere.
     """
 
     path: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
     body: Any = field(default_factory=dict)
+    last_event_id: str = ""
 
     def body_as(self, type_: type[T]) -> T:
         """The body checked against a type.

@@ -82,7 +82,7 @@ def test_no_core_dumps(running: Any) -> None:
 
 def test_a_stop_does_not_wait_for_event_streams(node: Any) -> None:
     node.start()
-    follower = node.popen("events", "--json")
+    follower = node.popen("events", "--follow", "--json")
     config = node.config
     # This one never reads: a server that waits for it to take the end of its stream would hang.
     with closing(socket.socket(socket.AF_UNIX)) as deaf:

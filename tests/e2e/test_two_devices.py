@@ -145,7 +145,7 @@ def test_mistakes_are_named(paired: tuple[Node, Node, str], tmp_path: Path) -> N
 
 def test_events_are_followed(paired: tuple[Node, Node, str]) -> None:
     alice, bob, _ = paired
-    following = bob.popen("events", "--json")
+    following = bob.popen("events", "--follow", "--json")
     try:
         assert following.stdout is not None
         alice.wait_until(lambda: "text" in alice_says(alice, following), "bob's events show the message")

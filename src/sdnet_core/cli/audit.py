@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import time
-from datetime import datetime
 from typing import Any
 
 import click
 
+from ..daemon.moments import parse_moment
+from ..errors import InvalidRequestError
 from .kit import Cli, clean, format_time, json_option, pass_cli
 
 __all__ = ["audit"]
-
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 class _Since(click.ParamType[float]):
@@ -24,12 +22,10 @@ class _Since(click.ParamType[float]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, int | float):
             return float(value)
-        if found := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", value):
-            return time.time() - float(found[1]) * _UNITS_S[found[2]]
         try:
-            return datetime.fromisoformat(value).timestamp()
-        except (ValueError, OverflowError):
-            self.fail(f"{value!r} is neither a time ago, such as 2h or 7d, nor a date, such as 2025-03-01 14:05.")
+            return parse_moment(value, time.time())
+        except InvalidRequestError as error:
+            self.fail(error.detail)
 
 
 @click.group(

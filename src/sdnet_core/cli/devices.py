@@ -1,4 +1,4 @@
-"""``sdnet devices`` and what can be done to one; ``ping`` and ``events``."""
+"""``sdnet devices`` and what can be done to one; ``ping``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from ..errors import ConnectionFailedError, NetworkingError, NetworkTimeoutError
-from .kit import Cli, clean, format_size, format_time, json_option, pass_cli, quote_segment
+from .kit import Cli, format_size, format_time, json_option, pass_cli, quote_segment
 
-__all__ = ["devices", "events", "ping"]
+__all__ = ["devices", "ping"]
 
 _WORTH_ANOTHER_TRY = (ConnectionFailedError.code, NetworkTimeoutError.code)
 
@@ -253,30 +253,3 @@ def ping(cli: Cli, device: str, count: int, interval: float, as_json: bool) -> N
         )
     else:
         cli.print(f"{len(times_ms)} of {count} answered; min/avg/max = {least:.2f}/{mean:.2f}/{most:.2f} ms")
-
-
-@click.command(
-    epilog="\b\nExamples:\n"
-    "  sdnet events\n"
-    "  sdnet events --kinds connection-established,connection-lost\n"
-    "  sdnet events --json | jq ."
-)
-@click.option("--kinds", metavar="KIND,…", help="Only events of these kinds.")
-@json_option
-@pass_cli
-def events(cli: Cli, kinds: str | None, as_json: bool) -> None:
-    """Follow what happens in the node.
-
-    Ends with Ctrl-C, or when the node stops.
-    """
-    with cli.client.stream("/events", kinds=kinds) as stream:
-        for event in stream:
-            if as_json:
-                cli.print_json(event, compact=True)
-                continue
-            rest = "  ".join(
-                f"{key}={value}"
-                for key, value in event.items()
-                if key not in ("kind", "at") and value not in (None, "")
-            )
-            cli.print(clean(f"{format_time(event['at'])}  {event['kind']}  {rest}"))

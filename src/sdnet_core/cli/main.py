@@ -27,7 +27,7 @@ _COMMANDS = {
     "audit": "audit",
     "config": "config",
     "devices": "devices",
-    "events": "devices",
+    "events": "events",
     "passphrase": "passphrase",
     "ping": "devices",
     "plugin": "plugin",

@@ -30,6 +30,7 @@ from .problems import encode_json, http_problem, problem_response
 from .protection_routes import ProtectionRoutes
 from .sse import EventStreamResponse
 from .trust_routes import TrustRoutes
+from .watch_routes import WatchRoutes
 
 if TYPE_CHECKING:
     from ..core import NetworkingCore
@@ -109,10 +110,10 @@ class _CoreRoutes:
             Route(method="GET", path="/plugins", endpoint=self.plugins, summary="Plugins and their state"),
             Route(method="POST", path="/plugins/{name}/enable", endpoint=self.enable_plugin, summary="Start a plugin"),
             Route(method="POST", path="/plugins/{name}/disable", endpoint=self.disable_plugin, summary="Stop a plugin"),
-            Route(method="GET", path="/events", endpoint=self.events, summary="What happens, as it happens"),
             Route(method="POST", path="/stop", endpoint=self.stop, summary="Stop the node"),
             *TrustRoutes(self._core).routes(),
             *ProtectionRoutes(self._core).routes(),
+            *WatchRoutes(self._core).routes(),
         ]
 
     async def version(self, request: ApiRequest) -> Any:
@@ -140,11 +141,6 @@ class _CoreRoutes:
 
     async def disable_plugin(self, request: ApiRequest) -> Any:
         return (await self._core.disable_plugin(request.path["name"])).to_dict()
-
-    async def events(self, request: ApiRequest) -> Any:
-        kinds = [kind for kind in request.query.get("kinds", "").split(",") if kind]
-        # Subscribed before the answer begins, so that nothing that happens after it is missed.
-        return self._core.events.subscribe(kinds or None)
 
     async def stop(self, request: ApiRequest) -> Any:
         return Response(
@@ -212,6 +208,7 @@ async def _answer(route: Route, request: Request, stopping: anyio.Event) -> Resp
             path={key: unquote(value) for key, value in request.path_params.items()},
             query=dict(request.query_params),
             body=_decode_body(await request.body()),
+            last_event_id=request.headers.get("last-event-id", ""),
         )
     )
     if inspect.isawaitable(result):

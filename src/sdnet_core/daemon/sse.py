@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -12,12 +13,20 @@ from starlette.types import Receive, Scope, Send
 
 from .problems import encode_json, problem_of
 
-__all__ = ["KEEPALIVE_INTERVAL_S", "EventStreamResponse"]
+__all__ = ["KEEPALIVE_INTERVAL_S", "EventStreamResponse", "StreamItem"]
 
 KEEPALIVE_INTERVAL_S = 15.0
 """A comment is sent after so much silence, which shows each side that the other is there."""
 CLOSE_TIMEOUT_S = 1.0
 """How long an iterator may take to close."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamItem:
+    """A value with the id that a client sends back as ``Last-Event-ID`` when it comes again; empty for none."""
+
+    value: Any
+    id: str
 
 
 class EventStreamResponse(Response):
@@ -80,7 +89,10 @@ class EventStreamResponse(Response):
         async with chunks:
             try:
                 async for value in self._events:
-                    await chunks.send(b"data: " + encode_json(value) + b"\n\n")
+                    head = b""
+                    if isinstance(value, StreamItem):
+                        head, value = (f"id: {value.id}\n".encode() if value.id else b""), value.value
+                    await chunks.send(head + b"data: " + encode_json(value) + b"\n\n")
             except Exception as error:  # from a plugin's iterator: anything
                 await chunks.send(b"event: problem\ndata: " + encode_json(problem_of(error)) + b"\n\n")
             finally:

@@ -27,7 +27,7 @@ from ..errors import NetworkingError, RefusedError
 from ..session import read_preamble
 from ..swarm.abc import SwarmStream
 from .handler import Capability, PeerStream
-from .inbound import MessageReceiver, OnFailure
+from .inbound import MessageReceiver, OnFailure, OnReceived
 from .rate import OpenRates
 from .registry import ProtocolRegistry, RegisteredProtocol
 
@@ -93,6 +93,7 @@ class Dispatcher:
     :param refusals: told of what was refused.
     :param serving: runs a block for a plugin, and cancels it when the plugin is stopped.
     :param on_failure: told of a handler that raised something other than a `NetworkingError`.
+    :param on_received: told of requests and messages that a handler has taken.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Dispatcher:
         clock: Clock,
         serving: Callable[[str], AbstractContextManager[anyio.CancelScope]],
         on_failure: OnFailure,
+        on_received: OnReceived,
     ) -> None:
         self._protocols = protocols
         self._devices = devices
@@ -119,7 +121,8 @@ class Dispatcher:
         self._rates = OpenRates(clock)
         self._serving = serving
         self._on_failure = on_failure
-        self._messages = MessageReceiver(on_failure)
+        self._on_received = on_received
+        self._messages = MessageReceiver(on_failure, on_received)
         self._open: Counter[str] = Counter()
         self._open_by_peer: Counter[tuple[str, str]] = Counter()
         self._of_peer: Counter[str] = Counter()
@@ -176,7 +179,9 @@ class Dispatcher:
             with live.bound():
                 if asks or (spec.sensitive and device.trust is Trust.VERIFIED):
                     await self._ask_person(device, spec.protocol_name, asks)
-                await self._serve(PeerStream(sealed, device), registered)
+                peer_stream = PeerStream(sealed, device)
+                peer_stream._on_request = partial(self._on_received, device.device_id, spec.protocol_name, 1)
+                await self._serve(peer_stream, registered)
 
     def _ask_plugins(self, protocol_name: str, peer_id: str, device: RemoteDevice | None) -> str:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -46,6 +46,7 @@ class PeerStream(SwarmStream):
         self._inner = inner
         self.device = device
         self._idle: tuple[anyio.CancelScope, float] | None = None
+        self._on_request: Callable[[int], None] | None = None
 
     @contextmanager
     def idle_limit(self, timeout_s: float) -> Iterator[anyio.CancelScope]:
@@ -199,7 +200,10 @@ class ProtocolHandler:
         device = stream.require_device()
         messages = stream.messages(max_bytes=self.max_message_bytes)
         while (request := await messages.receive_bytes_or_end()) is not None:
-            await messages.send_bytes(await self.handle_request(device, request))
+            answer = await self.handle_request(device, request)
+            if stream._on_request is not None:
+                stream._on_request(len(request))
+            await messages.send_bytes(answer)
 
     async def handle_event(self, event: NetworkEvent) -> None:
         """Hear of connections to devices established and lost, in order."""

@@ -30,7 +30,7 @@ from ..wire import FrameDecoder, Message, decode, encode, encode_frame
 from .handler import PeerStream
 from .registry import RegisteredProtocol
 
-__all__ = ["MessageReceiver", "OnFailure"]
+__all__ = ["MessageReceiver", "OnFailure", "OnReceived"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,12 @@ class OnFailure(Protocol):
     def __call__(self, plugin: str, reason: str, /, *, counts: bool = True) -> None: ...
 
 
+class OnReceived(Protocol):
+    """Told of requests and messages that a handler has taken: how many, and their bytes together."""
+
+    def __call__(self, device_id: uuid.UUID, protocol_name: str, count: int, size_bytes: int, /) -> None: ...
+
+
 class _StreamEndsError(Exception):
     """The answer that was given last ends the stream."""
 
@@ -58,10 +64,12 @@ class MessageReceiver:
     messages come again on it.
 
     :param on_failure: told of a handler that raised something other than a `NetworkingError`.
+    :param on_received: told of messages that a handler has taken.
     """
 
-    def __init__(self, on_failure: OnFailure) -> None:
+    def __init__(self, on_failure: OnFailure, on_received: OnReceived) -> None:
         self._on_failure = on_failure
+        self._on_received = on_received
         self._streams: dict[_LaneKey, tuple[anyio.CancelScope, anyio.Event]] = {}
 
     async def serve(self, stream: PeerStream, registered: RegisteredProtocol) -> None:
@@ -157,6 +165,8 @@ class MessageReceiver:
             raise _StreamEndsError
         answers: list[Message] = []
         if verdict is Verdict.DELIVERED:
+            size_bytes = sum(len(message.data) for message in messages)
+            self._on_received(device.device_id, registered.spec.protocol_name, len(messages), size_bytes)
             answers += [
                 Settled(number=message.key.number, verdict=verdict, response=bytes(response))
                 for message, response in zip(messages, responses, strict=True)

@@ -49,6 +49,8 @@ class Events:
         self._receive = receive
         self._leave = leave
         self._rest = b""
+        self.last_id = ""
+        """The id of the latest event that had one."""
 
     async def next(self) -> tuple[str, Any]:
         """The next event: its name and data; ``("comment", text)`` for a comment, ``("end", None)`` at the end."""
@@ -65,6 +67,7 @@ class Events:
         if text.startswith(":"):
             return "comment", text[1:].strip()
         fields = dict(line.split(": ", 1) for line in text.split("\n"))
+        self.last_id = fields.get("id", self.last_id)
         return fields.get("event", "message"), json.loads(fields["data"])
 
     def leave(self) -> None:
@@ -109,7 +112,7 @@ class Api:
         return Answer(sent[0]["status"], answered, b"".join(message.get("body", b"") for message in sent[1:]))
 
     @asynccontextmanager
-    async def follow(self, target: str) -> AsyncIterator[Events]:
+    async def follow(self, target: str, headers: dict[str, str] | None = None) -> AsyncIterator[Events]:
         """Open an event stream; the client leaves at the end of the block."""
         leave = anyio.Event()
         first = [{"type": "http.request", "body": b"", "more_body": False}]
@@ -123,7 +126,7 @@ class Api:
 
         async def run() -> None:
             async with send_stream:
-                await self.app(scope("GET", target), receive, send_stream.send)
+                await self.app(scope("GET", target, headers), receive, send_stream.send)
 
         with anyio.fail_after(10):
             async with receive_stream, anyio.create_task_group() as group:

@@ -283,6 +283,7 @@ async def test_events_are_followed_from_the_answer_on(api_of: ApiOf) -> None:
             assert event == {
                 "kind": "peer-disconnected",
                 "at": pytest.approx(node.clock.now(), abs=60),
+                "seq": node.events.last,
                 "peer_id": "one",
             }
         assert all("peer-disconnected" not in (s._kinds or ()) for s in node.events._subscriptions)

@@ -1,0 +1,76 @@
+"""Routes of the local API that show what the node does: events."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from ..events import NetworkEvent, Subscription
+from ..hookspecs import ApiRequest, Route
+from .moments import parse_moment
+from .sse import StreamItem
+
+if TYPE_CHECKING:
+    from ..core import NetworkingCore
+
+__all__ = ["WatchRoutes"]
+
+_EVENT_ID = re.compile(r"(?:([0-9a-f]{1,16})-)?(\d{1,15})")
+_BUFFER = 1024
+
+
+class WatchRoutes:
+    """Events, as they happen and as far back as they are kept."""
+
+    def __init__(self, core: NetworkingCore) -> None:
+        self._core = core
+
+    def routes(self) -> list[Route]:
+        """All of them, below ``/v1``."""
+        return [
+            Route(method="GET", path="/events", endpoint=self.events, summary="What happens, as it happens"),
+            Route(method="GET", path="/events/recent", endpoint=self.recent, summary="What has happened"),
+        ]
+
+    async def events(self, request: ApiRequest) -> Any:
+        since = request.last_event_id or request.query.get("since", "")
+        # Subscribed before the answer begins, so that nothing that happens after it is missed.
+        past = self._history(request, since) if since else []
+        kinds = _kinds(request)
+        return self._numbered(self._core.events.subscribe(kinds, buffer=_BUFFER, past=past))
+
+    async def recent(self, request: ApiRequest) -> Any:
+        past = self._history(request, request.query.get("since", ""))
+        return [event.to_dict() for event in past]
+
+    def _numbered(self, events: Subscription) -> AsyncIterator[StreamItem]:
+        return _Numbered(events, self._core.events.run)
+
+    def _history(self, request: ApiRequest, since: str) -> list[NetworkEvent]:
+        bus, kinds = self._core.events, _kinds(request)
+        if not since:
+            return bus.history(kinds)
+        if found := _EVENT_ID.fullmatch(since):
+            return bus.history(kinds, after=int(found[2]), run=found[1])
+        return bus.history(kinds, since=parse_moment(since, self._core.clock.now()))
+
+
+class _Numbered(AsyncIterator[StreamItem]):
+    """Events with the ids under which a client may come back for those that followed."""
+
+    def __init__(self, events: Subscription, run: str) -> None:
+        self._events = events
+        self._run = run
+
+    async def __anext__(self) -> StreamItem:
+        event = await anext(self._events)
+        return StreamItem(event, f"{self._run}-{event.seq}" if event.seq else "")
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._events.close()
+
+
+def _kinds(request: ApiRequest) -> list[str] | None:
+    return [kind for kind in request.query.get("kinds", "").split(",") if kind] or None
