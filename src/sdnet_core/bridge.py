@@ -136,9 +136,20 @@ class AsyncioCore:
         """See `NetworkingCore.ping`."""
         return cast(float, await self._method("ping", device_id, timeout_s=timeout_s))
 
-    async def request(self, device_id: uuid.UUID, protocol_name: str, data: bytes, *, timeout_s: float = 30.0) -> bytes:
+    async def request(
+        self,
+        device_id: uuid.UUID,
+        protocol_name: str,
+        data: bytes,
+        *,
+        version: int | None = None,
+        timeout_s: float = 30.0,
+    ) -> bytes:
         """See `NetworkingCore.request`."""
-        return cast(bytes, await self._method("request", device_id, protocol_name, data, timeout_s=timeout_s))
+        return cast(
+            bytes,
+            await self._method("request", device_id, protocol_name, data, version=version, timeout_s=timeout_s),
+        )
 
     async def send_message(
         self,
@@ -156,7 +167,12 @@ class AsyncioCore:
         )
 
     async def open_stream(
-        self, device_id: uuid.UUID, protocol_name: str, *, versions: Sequence[int] = (1,), timeout_s: float = 10.0
+        self,
+        device_id: uuid.UUID,
+        protocol_name: str,
+        *,
+        versions: Sequence[int] | None = None,
+        timeout_s: float = 10.0,
     ) -> AsyncioStream:
         """See `PluginContext.open_stream`."""
         stream = await self._method("open_stream", device_id, protocol_name, versions=versions, timeout_s=timeout_s)

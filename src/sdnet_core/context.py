@@ -108,14 +108,21 @@ class PluginContext:
         return self._core.find_device(reference)
 
     async def open_stream(
-        self, device_id: uuid.UUID, protocol_name: str, *, versions: Sequence[int] = (1,), timeout_s: float = 10.0
+        self,
+        device_id: uuid.UUID,
+        protocol_name: str,
+        *,
+        versions: Sequence[int] | None = None,
+        timeout_s: float = 10.0,
     ) -> PeerStream:
         """Open a sealed stream to a paired device; connects first if there is no connection.
 
-        :param versions: major versions we speak, preferred first.
+        The first version that the other side speaks is taken: ``stream.protocol`` says which.
+
+        :param versions: major versions we speak, preferred first; by default those that we serve, newest first.
         :raises DeviceNotFoundError: it is not paired.
         :raises ConnectionFailedError: it cannot be reached now.
-        :raises ProtocolError: it does not speak the protocol.
+        :raises ProtocolError: it does not speak the protocol, or no version of it that we do; names both sides'.
         :raises NetworkTimeoutError: it did not answer within ``timeout_s``.
         """
         return await self._core.open_stream(device_id, protocol_name, versions=versions, timeout_s=timeout_s)
@@ -161,12 +168,21 @@ class PluginContext:
         sealed.feed(received)
         return PeerStream(sealed, None)
 
-    async def request(self, device_id: uuid.UUID, protocol_name: str, data: bytes, *, timeout_s: float = 30.0) -> bytes:
+    async def request(
+        self,
+        device_id: uuid.UUID,
+        protocol_name: str,
+        data: bytes,
+        *,
+        version: int | None = None,
+        timeout_s: float = 30.0,
+    ) -> bytes:
         """Send one request and wait for its answer.
 
+        :param version: major version that ``data`` is written in; by default the newest that we serve.
         :raises NetworkingError: as `open_stream`, and NetworkTimeoutError when no answer came in time.
         """
-        return await self._core.request(device_id, protocol_name, data, timeout_s=timeout_s)
+        return await self._core.request(device_id, protocol_name, data, version=version, timeout_s=timeout_s)
 
     async def send_message(
         self,

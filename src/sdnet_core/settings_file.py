@@ -154,12 +154,15 @@ class SettingsFile:
 
         def change(document: tomlkit.TOMLDocument) -> None:
             nonlocal there
-            table: Any = document
+            tables: list[Any] = [document]
             for part in parts[:-1]:
-                table = table.get(part)
-                if not isinstance(table, AbstractTable):
+                tables.append(tables[-1].get(part))
+                if not isinstance(tables[-1], AbstractTable):
                     return
-            there = table.pop(parts[-1], None) is not None
+            there = tables[-1].pop(parts[-1], None) is not None
+            for part, inside, around in zip(parts[-2::-1], tables[:0:-1], tables[-2::-1], strict=True):
+                if not inside:
+                    around.pop(part)
 
         self._change(change)
         return there

@@ -131,6 +131,11 @@ def test_unset_brings_the_default_back(file: SettingsFile) -> None:
     assert file.unset("connections.keepalive_misses")
     assert not file.unset("connections.keepalive_misses")
     assert file.get("connections.keepalive_misses").value == 3
+    assert file.text().strip() == ""
+    file.set("plugins.weather.most", ["2"])
+    file.set("plugins.strict", ["true"])
+    file.unset("plugins.weather.most")
+    assert file.text().strip() == "[plugins]\nstrict = true"
 
 
 def test_a_broken_file_is_said_and_not_touched(file: SettingsFile) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -78,7 +79,7 @@ def enable(cli: Cli, name: str, as_json: bool) -> None:
     """
     _check_installed(cli, name)
     settings_file(cli).remove("plugins.disable", name)
-    if name in cli.config.plugins.disable:
+    if name in os.environ.get("SDNET_DISABLE_PLUGINS", ""):
         cli.note("The variable SDNET_DISABLE_PLUGINS still names it; the next start leaves it out.")
     try:
         record = cli.client.post(f"/plugins/{quote_segment(name)}/enable")

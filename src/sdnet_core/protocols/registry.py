@@ -85,5 +85,9 @@ class ProtocolRegistry:
         versions = [r for r in self if r.spec.protocol_name == protocol_name]
         return max(versions, key=lambda r: r.spec.version, default=None)
 
+    def versions(self, protocol_name: str) -> tuple[int, ...]:
+        """The versions of a protocol that we serve, newest first."""
+        return tuple(sorted((r.spec.version for r in self if r.spec.protocol_name == protocol_name), reverse=True))
+
     def __iter__(self) -> Iterator[RegisteredProtocol]:
         return iter(tuple(self._protocols.values()))
