@@ -93,7 +93,7 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
         self._given_plugins = plugins
         self._make_swarm = swarm or partial(default_swarm, config)
         self._make_sources = sources or (
-            lambda identity: default_sources(config, identity, self.clock, self.randomness)
+            lambda identity: default_sources(config, identity, self.clock, self.randomness, far=self._far_source)
         )
         self._unlock = unlock or KeyFile()
         self._protocols = ProtocolRegistry()

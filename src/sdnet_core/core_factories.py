@@ -37,12 +37,21 @@ def default_swarm(config: Config, identity: NetworkIdentity) -> Swarm:
 
 
 def default_sources(
-    config: Config, identity: NetworkIdentity, clock: Clock, randomness: Randomness
+    config: Config,
+    identity: NetworkIdentity,
+    clock: Clock,
+    randomness: Randomness,
+    *,
+    far: Callable[[], DiscoverySource],
 ) -> Iterable[DiscoverySource]:
-    """The ways of finding others that are switched on."""
-    if not config.discovery.mdns:
-        return ()
-    from .discovery.mdns import MdnsDiscovery
+    """The ways of finding others that are switched on.
 
-    interfaces = config.discovery.mdns_interfaces or None
-    return (MdnsDiscovery(identity.peer_id, clock, randomness, interfaces=interfaces),)
+    :param far: makes the one that goes beyond the local network.
+    """
+    if config.discovery.mdns:
+        from .discovery.mdns import MdnsDiscovery
+
+        interfaces = config.discovery.mdns_interfaces or None
+        yield MdnsDiscovery(identity.peer_id, clock, randomness, interfaces=interfaces)
+    if config.discovery.dht:
+        yield far()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from .clock import Clock, Randomness
 from .config import Config
@@ -15,12 +17,18 @@ from .devices.gate import PeerGate
 from .devices.manager import PersistentConnectionManager
 from .devices.registry import DeviceRegistry
 from .discovery.candidates import Discovery
-from .discovery.points import group_points, parse_point
-from .discovery.search import Way
-from .errors import InvalidRequestError, SerializationError, StorageError
+from .discovery.points import MeetingPoint, group_points, parse_point
+from .discovery.search import Acquaintance, Way
+from .discovery.source import DiscoverySource
+from .errors import ConfigurationError, InvalidRequestError, SerializationError, StorageError
 from .events import EventBus, PeerDiscovered, SearchProgress
+from .identity import NetworkIdentity
 from .storage import SecureStorage
+from .swarm.abc import Swarm
 from .wire import Message, decode, encode
+
+if TYPE_CHECKING:
+    from .discovery.dht import DhtDiscovery
 
 __all__ = ["MeetingMethods"]
 
@@ -48,7 +56,40 @@ class MeetingMethods:
     _connections: PersistentConnectionManager
     _registry: DeviceRegistry
     _storage: SecureStorage
+    _swarm: Swarm
+    identity: NetworkIdentity
     _learned_points: tuple[str, ...] = ()
+    _dht: DhtDiscovery | None = None
+    _secrets: dict[tuple[bytes, str], tuple[bytes, bytes]]
+
+    def _far_source(self) -> DiscoverySource:
+        from .discovery.dht import DhtDiscovery
+
+        self._dht = DhtDiscovery(
+            self._swarm,
+            self.clock,
+            self.randomness,
+            points=self._points,
+            acquaintances=self._acquaintances,
+        )
+        return self._dht
+
+    def _points(self) -> tuple[MeetingPoint, ...]:
+        return group_points((*self.config.discovery.bootstrap, *self._learned_points))
+
+    def _acquaintances(self) -> list[Acquaintance]:
+        """The paired devices, as far as they are published for and looked for."""
+        found = []
+        for state in self._registry.devices():
+            device = state.device
+            if device.trust.access is not None:
+                key = (device.pairing_root, device.peer_id)
+                if key not in self._secrets:
+                    own = self.identity.peer_id
+                    self._secrets[key] = (_secret(key[0], own), _secret(*key))
+                ours, theirs = self._secrets[key]
+                found.append(Acquaintance(device.peer_id, ours, theirs, self._connections.wants(device.device_id)))
+        return found
 
     @contextmanager
     def advertise(self, tag: bytes, *, pairing: bool = False, record: bytes | None = None) -> Iterator[None]:
@@ -67,8 +108,7 @@ class MeetingMethods:
     @property
     def meeting_points(self) -> tuple[str, ...]:
         """The public nodes through which this one is found: multiaddrs that end in ``/p2p/`` and a peer id."""
-        points = group_points((*self.config.discovery.bootstrap, *self._learned_points))
-        return tuple(address for point in points for address in point.full_addresses)
+        return tuple(address for point in self._points() for address in point.full_addresses)
 
     async def add_meeting_points(self, addresses: Iterable[str]) -> None:
         """Use more meeting points from now on. Errors: see `PluginContext.add_meeting_points`."""
@@ -82,7 +122,11 @@ class MeetingMethods:
         await self._storage.store("meeting-points", encode(_LearnedPoints(addresses=self._learned_points)))
 
     async def _load_meeting_points(self) -> None:
-        group_points(self.config.discovery.bootstrap)  # which checks them
+        self._secrets = {}
+        try:
+            group_points(self.config.discovery.bootstrap)
+        except InvalidRequestError as error:
+            raise ConfigurationError(f"[discovery] bootstrap: {error.detail}") from error
         try:
             data = await self._storage.load("meeting-points")
             self._learned_points = () if data is None else decode(data, _LearnedPoints).addresses
@@ -107,3 +151,8 @@ class MeetingMethods:
                         )
                     )
                 self._connections.sighted(candidate.peer_id)
+
+
+def _secret(pairing_root: bytes, publisher: str) -> bytes:
+    """Under which one of two paired devices publishes for the other."""
+    return HKDFExpand(SHA256(), 32, b"sdnet/rendezvous/v1 " + publisher.encode()).derive(pairing_root)

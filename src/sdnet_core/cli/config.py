@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigurationError, NetworkingError, NotRunningError
+from .bootstrap import bootstrap
 from .kit import Cli, json_option, pass_cli
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def _plugin_types(cli: Cli) -> dict[str, Any]:
     "  sdnet config list\n"
     "  sdnet config get node.name\n"
     "  sdnet config set connections.max_connections 200\n"
-    "  sdnet config edit"
+    "  sdnet config edit\n"
+    "  sdnet config bootstrap add /dns4/meet.example.org/tcp/4001/p2p/12D3KooW…"
 )
 def config() -> None:
     """Show and change this node's settings.
@@ -170,6 +172,9 @@ def edit(cli: Cli) -> None:
             cli.print(f"{file.path} is changed.")
             tell_restart(cli)
             return
+
+
+config.add_command(bootstrap)
 
 
 def _to_dict(setting: Setting) -> dict[str, Any]:

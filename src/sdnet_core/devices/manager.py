@@ -205,6 +205,11 @@ class PersistentConnectionManager:
         if supervisor is not None:
             supervisor.wake(needed=True)
 
+    def wants(self, device_id: uuid.UUID) -> bool:
+        """Whether a device that is away is being tried, so that it is worth looking for."""
+        supervisor = self._supervisors.get(device_id)
+        return supervisor is not None and supervisor.wanted
+
     def reconsider(self, device_id: uuid.UUID) -> None:
         """How a device is to be connected has changed."""
         supervisor = self._supervisors.get(device_id)

@@ -113,6 +113,15 @@ class Supervisor:
     _trying: frozenset[str] = frozenset()
     _dial: anyio.CancelScope | None = None
 
+    @property
+    def wanted(self) -> bool:
+        """Whether the device is away and is to be connected."""
+        state = self._state()
+        device = state.device
+        if isinstance(state, Connected) or device.trust.access is None:
+            return False
+        return device.auto_connect or self._needed or self.around.has_messages(self.device_id)
+
     # What others tell it
 
     def wake(self, *, needed: bool = False) -> None:

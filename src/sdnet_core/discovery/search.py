@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from sdnet_core.errors import InvalidRequestError
 
-__all__ = ["SECRET_BYTES", "Rendezvous", "Way", "WayState"]
+__all__ = ["SECRET_BYTES", "Acquaintance", "Rendezvous", "Way", "WayState"]
 
 SECRET_BYTES = 32
 
@@ -52,3 +52,18 @@ class Way:
     name: str
     state: WayState = WayState.STARTING
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Acquaintance:
+    """A peer that this node shares two secrets with for good.
+
+    :param ours: under which we publish for it, 32 bytes.
+    :param theirs: under which it publishes for us, 32 bytes.
+    :param wanted: we look for it now.
+    """
+
+    peer_id: str
+    ours: bytes = field(repr=False)
+    theirs: bytes = field(repr=False)
+    wanted: bool = False
