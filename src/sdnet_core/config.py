@@ -45,14 +45,14 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     :param name: what other devices call this one; the host's name by default.
     :param listen: multiaddrs to listen on; port 0 keeps the port of the last run if it is free.
-    :param transports: what to connect with, preferred first: ``tcp``, ``ws`` (WebSocket); ``listen`` decides what is
-        listened on, with addresses such as ``/ip4/0.0.0.0/tcp/0/ws``.
+    :param transports: what to connect with, preferred first: ``tcp``, ``quic``, ``ws`` (WebSocket); ``listen`` decides
+        what is listened on, with addresses such as ``/ip4/0.0.0.0/udp/0/quic-v1`` and ``/ip4/0.0.0.0/tcp/0/ws``.
     :param downloads: folder for received files, absolute or from ``~``; the platform's downloads folder by default.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | None = None
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0")
-    transports: Annotated[tuple[Literal["tcp", "ws"], ...], msgspec.Meta(min_length=1)] = ("tcp",)
+    transports: Annotated[tuple[Literal["tcp", "quic", "ws"], ...], msgspec.Meta(min_length=1)] = ("tcp",)
     downloads: str | None = None
 
 

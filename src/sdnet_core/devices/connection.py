@@ -32,11 +32,11 @@ class ConnectionState(StrEnum):
 
 
 def transport_of(address: str | None) -> str:
-    """What a multiaddr goes over, such as ``tcp``, ``quic-v1`` or ``ws``; empty if that is not known."""
+    """What a multiaddr goes over, such as ``tcp``, ``quic`` or ``ws``; empty if that is not known."""
     parts = (address or "").split("/")
     for name in ("p2p-circuit", "webrtc-direct", "webrtc", "wss", "ws", "quic-v1", "quic", "tcp", "memory"):
         if name in parts:
-            return name
+            return name.removesuffix("-v1")
     return ""
 
 

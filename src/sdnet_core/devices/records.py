@@ -33,7 +33,7 @@ _Seconds = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 class ConnectionConfig(Message, frozen=True, kw_only=True, tag=3):
     """How a person wants one device to be connected; what is None is as for all devices.
 
-    :param transports: preferred first, such as ``tcp`` and ``quic-v1``; others are tried after them.
+    :param transports: preferred first, such as ``tcp`` and ``quic``; others are tried after them.
     :param addresses: where it is always looked for, besides where it was found.
     :param reconnect_min_s: first pause between attempts.
     :param reconnect_max_s: longest pause between attempts.

@@ -152,13 +152,18 @@ class Network(Libp2pNetwork):
         self.listeners[str(address)] = listener
         await self.notify_listen(address)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether connections are taken on now."""
+        known = sum(map(len, self.connections.values()))
+        return not self._closing and self._accepting() and known < self.limits.max_connections
+
     async def _handle_inbound_connection(
         self, read_write_closer: ReadWriteCloser | OwnSecurity, maddr: Multiaddr
     ) -> None:
         """Take on an inbound connection; returns when it has closed, which frees its slot."""
-        known = sum(map(len, self.connections.values()))
-        if self._closing or not self._accepting() or known >= self.limits.max_connections:
-            logger.debug("refusing a connection: %d are open", known)
+        if not self.has_room:
+            logger.debug("refusing a connection: too many are open")
             return
         raw: IRawConnection | OwnSecurity
         if isinstance(read_write_closer, OwnSecurity):

@@ -43,7 +43,7 @@ def expand(address: str, addresses_of_machine: Callable[[], Iterable[str]] = loc
 
 
 def check_listen(address: str) -> str | None:
-    """Whether an address of the form ``/ip4/…/tcp/…`` or ``/ip4/…/tcp/…/ws`` can be listened on.
+    """Whether an address such as ``/ip4/…/tcp/…``, ``/ip4/…/tcp/…/ws`` or ``/ip4/…/udp/…/quic-v1`` can be listened on.
 
     py-libp2p shares ports (``SO_REUSEPORT``, for hole punching), so it would not notice that another program has one.
 
@@ -51,15 +51,17 @@ def check_listen(address: str) -> str | None:
     :raises PortInUseError: the port is in use.
     :raises OSError: it may not be listened on.
     """
-    parts = address.removeprefix("/").removesuffix("/ws").split("/")
-    if len(parts) != 4 or parts[0] not in {"ip4", "ip6"} or parts[2] != "tcp":
+    parts = address.removeprefix("/").removesuffix("/ws").removesuffix("/quic-v1").split("/")
+    kind = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}.get(parts[2] if len(parts) == 4 else "")
+    if kind is None or parts[0] not in {"ip4", "ip6"}:
         return None
     family = socket.AF_INET6 if parts[0] == "ip6" else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
+        with socket.socket(family, kind) as probe:
             if family == socket.AF_INET6:
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if kind == socket.SOCK_STREAM:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((parts[1], int(parts[3])))
     except OSError as exc:
         if exc.errno in _NO_SUCH_FAMILY:

@@ -126,7 +126,7 @@ class Libp2pSwarm(Swarm):
     :param private_key: the seed of our Ed25519 key, 32 bytes; the peer id is derived from it.
     :param limits: what is allowed of connections, handshakes and streams.
     :param agent_version: what identify says we are; None for this distribution's name and version.
-    :param transports: what to dial and listen with, preferred first: ``tcp``, ``ws``.
+    :param transports: what to dial and listen with, preferred first: ``tcp``, ``quic``, ``ws``.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Libp2pSwarm(Swarm):
             self._id,
             peerstore,
             make_upgrader({NOISE_PROTOCOL_ID: NoiseTransport(key_pair)}, self._limits),
-            list(make_transports(transports)),
+            make_transports(transports, key_pair.private_key, self._limits),
             limits=self._limits,
             emit=self._events.put,
             accepting=lambda: not self._events.full,
@@ -225,7 +225,7 @@ class Libp2pSwarm(Swarm):
             try:
                 missing = check_listen(address)
             except PortInUseError as exc:
-                port = multiaddr.value_for_protocol("tcp")
+                port = address.split("/")[4]
                 raise TransportError(f"Port {port} is already in use: another program listens on {address}.") from exc
             except OSError as exc:
                 raise TransportError(f"Listening on {address} is not possible: {exc.strerror}.") from exc

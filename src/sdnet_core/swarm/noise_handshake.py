@@ -23,7 +23,15 @@ from libp2p.security.noise.pb import noise_pb2
 from ..identity import is_small_order
 from .noise_core import KEY_BYTES, TAG_BYTES, Framer, NoiseError, Opener, Sealer, XXHandshake
 
-__all__ = ["MAX_PAYLOAD_BYTES", "Established", "NoiseHandshake", "Remote", "make_payload", "verify_payload"]
+__all__ = [
+    "MAX_PAYLOAD_BYTES",
+    "Established",
+    "NoiseHandshake",
+    "Remote",
+    "identity_key",
+    "make_payload",
+    "verify_payload",
+]
 
 _SIGNED_PREFIX = b"noise-libp2p-static-key:"
 
@@ -85,7 +93,7 @@ def verify_payload(payload: bytes, remote_static: bytes) -> Remote:
         message = noise_pb2.NoiseHandshakePayload.FromString(payload)
     except Exception as exc:  # protobuf's DecodeError: that package is py-libp2p's dependency, not ours
         raise NoiseStateError("The other side's handshake payload cannot be read.") from exc
-    key = _identity_key(message.identity_key)
+    key = identity_key(message.identity_key)
     try:
         valid = key.verify(_SIGNED_PREFIX + remote_static, message.identity_sig)
     except Exception:
@@ -96,7 +104,11 @@ def verify_payload(payload: bytes, remote_static: bytes) -> Remote:
     return Remote(ID.from_pubkey(key), key, tuple(message.extensions.stream_muxers))
 
 
-def _identity_key(encoded: bytes) -> PublicKey:
+def identity_key(encoded: bytes) -> PublicKey:
+    """Read the key that somebody says is its own, and that its peer id is made of.
+
+    :raises NoiseStateError: the key is not acceptable.
+    """
     try:
         raw = PublicKey.deserialize_from_protobuf(encoded)
         kind = KeyType(raw.key_type)

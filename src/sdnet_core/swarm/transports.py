@@ -8,31 +8,51 @@ from sdnet_core.swarm import _fastecdsa as _fastecdsa
 from collections.abc import Callable, Sequence
 
 from libp2p.abc import ITransport
+from libp2p.crypto.keys import PrivateKey
 from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
+
+from .upgrade import SwarmLimits
 
 __all__ = ["TRANSPORTS", "make_transports", "preference"]
 
 
-def _websocket() -> ITransport:
-    # Loaded by those only who use it.
+def _tcp(identity: PrivateKey, limits: SwarmLimits) -> ITransport:
+    return TCP()
+
+
+# These are loaded by those only who use them.
+
+
+def _quic(identity: PrivateKey, limits: SwarmLimits) -> ITransport:
+    from .quic.transport import QuicTransport
+
+    return QuicTransport(identity, max_inbound_streams=limits.max_inbound_streams)
+
+
+def _websocket(identity: PrivateKey, limits: SwarmLimits) -> ITransport:
     from .websocket import WebSocketTransport
 
     return WebSocketTransport()
 
 
-TRANSPORTS: dict[str, Callable[[], ITransport]] = {"tcp": TCP, "ws": _websocket}
+TRANSPORTS: dict[str, Callable[[PrivateKey, SwarmLimits], ITransport]] = {
+    "tcp": _tcp,
+    "quic": _quic,
+    "ws": _websocket,
+}
 """The transports there are, by the names they have in the settings."""
 
 
-def make_transports(names: Sequence[str]) -> list[ITransport]:
+def make_transports(names: Sequence[str], identity: PrivateKey, limits: SwarmLimits) -> list[ITransport]:
     """Make the transports of these names, in this order.
 
+    :param identity: our key, for transports that bring security of their own.
     :raises ValueError: there is none of such a name, none at all, or one twice.
     """
     if not names or len(set(names)) != len(names) or not TRANSPORTS.keys() >= set(names):
         raise ValueError(f"The transports must be one or more of {', '.join(TRANSPORTS)}, each once.")
-    return [TRANSPORTS[name]() for name in names]
+    return [TRANSPORTS[name](identity, limits) for name in names]
 
 
 def preference(transports: Sequence[ITransport], addresses: Sequence[Multiaddr]) -> list[list[Multiaddr]]:

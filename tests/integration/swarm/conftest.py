@@ -30,6 +30,7 @@ SETTINGS = [
     Setting("memory", "asyncio"),
     Setting("memory", "trio"),
     Setting("libp2p", "trio"),
+    Setting("quic", "trio"),
     Setting("websocket", "trio"),
 ]
 
@@ -58,19 +59,24 @@ class World:
             return MemorySwarm(self._network, f"peer-{next(self._numbers)}")
         from sdnet_core.swarm.libp2p import Libp2pSwarm
 
-        return Libp2pSwarm(os.urandom(32), transports=("ws",) if self.kind == "websocket" else ("tcp",))
+        transports = {"libp2p": "tcp", "quic": "quic", "websocket": "ws"}
+        return Libp2pSwarm(os.urandom(32), transports=(transports[self.kind],))
 
     @property
     def listen(self) -> str:
-        return "/memory/0" if self.kind == "memory" else "/ip4/127.0.0.1/tcp/0" + self._suffix
+        return self._address(0)
 
     @property
     def dead_address(self) -> str:
-        return "/memory/999999" if self.kind == "memory" else "/ip4/127.0.0.1/tcp/1" + self._suffix
+        return self._address(1)
 
-    @property
-    def _suffix(self) -> str:
-        return "/ws" if self.kind == "websocket" else ""
+    def _address(self, port: int) -> str:
+        return {
+            "memory": f"/memory/{port and 999999}",
+            "libp2p": f"/ip4/127.0.0.1/tcp/{port}",
+            "quic": f"/ip4/127.0.0.1/udp/{port}/quic-v1",
+            "websocket": f"/ip4/127.0.0.1/tcp/{port}/ws",
+        }[self.kind]
 
     @asynccontextmanager
     async def running(self, number: int) -> AsyncIterator[list[Swarm]]:

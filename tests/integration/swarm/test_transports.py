@@ -189,7 +189,7 @@ async def test_tcp_and_websocket_cannot_share_a_port() -> None:
         assert not a.addresses
 
 
-@pytest.mark.parametrize("transports", [(), ("tcp", "tcp"), ("quic",)])
+@pytest.mark.parametrize("transports", [(), ("tcp", "tcp"), ("quick",)])
 def test_unknown_transports_are_refused(transports: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match="one or more of tcp, ws"):
+    with pytest.raises(ValueError, match="one or more of tcp, quic, ws"):
         Libp2pSwarm(os.urandom(32), transports=transports)

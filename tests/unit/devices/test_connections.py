@@ -262,7 +262,7 @@ def _announcement(address: str) -> object:
     ("address", "transport"),
     [
         ("/ip4/192.0.2.1/tcp/4001", "tcp"),
-        ("/ip4/192.0.2.1/udp/4001/quic-v1", "quic-v1"),
+        ("/ip4/192.0.2.1/udp/4001/quic-v1", "quic"),
         ("/ip4/192.0.2.1/tcp/4001/ws", "ws"),
         (None, ""),
     ],
