@@ -163,7 +163,7 @@ async def test_a_device_that_takes_no_files_says_so(tmp_path: Path, make_tree: M
     async with two(tmp_path / "home", settings=settings) as (a, b):
         done = await send(a, b, root / "a")
         assert done.state is TransferState.REJECTED
-        assert "without being asked" in done.reason
+        assert "not asked about" in done.reason
         assert not downloads(b).exists()
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .names import numbered
@@ -22,6 +22,7 @@ __all__ = [
     "move_exclusive",
     "open_directory",
     "open_private_directory",
+    "opened_beneath",
     "remove_tree",
     "sync_filesystem",
     "write_all",
@@ -153,6 +154,21 @@ def _move_portably(source: int, name: str, destination: int, final: str, *, dire
             os.unlink(name, dir_fd=source)
             return
     os.rename(name, final, src_dir_fd=source, dst_dir_fd=destination)
+
+
+@contextlib.contextmanager
+def opened_beneath(root: str | os.PathLike[str]) -> Iterator[DirectoryCache]:
+    """The directories below one that is opened by its path, for the length of the block.
+
+    :raises OSError: it is missing, or no directory.
+    """
+    top = os.open(root, _DIRECTORY)
+    folders = DirectoryCache(top)
+    try:
+        yield folders
+    finally:
+        folders.close()
+        os.close(top)
 
 
 class DirectoryCache:

@@ -1,4 +1,4 @@
-"""``sdnet send`` and ``sdnet transfers``."""
+"""``sdnet send``, ``sdnet transfers`` and its commands."""
 
 from __future__ import annotations
 
@@ -20,30 +20,60 @@ from sdnet_core.cli.kit import (
 )
 from sdnet_core.errors import NetworkingError, RefusedError
 
-__all__ = ["send", "transfers"]
+__all__ = ["follow", "parse_rate", "priority_option", "report", "send", "transfers"]
 
 _BASE = "/file-transfer/transfers"
+_PRIORITIES = {"low": -1, "normal": 0, "high": 1}
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
-@click.command()
+def _priority(ctx: click.Context, parameter: click.Parameter, value: str) -> int:
+    return _PRIORITIES[value]
+
+
+priority_option = click.option(
+    "--priority",
+    type=click.Choice(list(_PRIORITIES)),
+    default="normal",
+    show_default=True,
+    callback=_priority,
+    help="Among the transfers that wait for their turn.",
+)
+"""Decorator: the option ``--priority``, the command's parameter ``priority: int``."""
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  sdnet send photo.jpg notes/ --to laptop\n"
+    "  sdnet send backup.tar --to nas --detach --priority low"
+)
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True), metavar="PATH...")
 @click.option("--to", "device", required=True, help="Device by name, id or a unique beginning of either.")
 @click.option("--detach", is_flag=True, help="Return at once; the node goes on sending.")
+@priority_option
 @json_option
 @pass_cli
-def send(cli: Cli, paths: tuple[str, ...], device: str, detach: bool, as_json: bool) -> None:
+def send(cli: Cli, paths: tuple[str, ...], device: str, detach: bool, priority: int, as_json: bool) -> None:
     """Send files and folders to a paired device.
 
     The node sends them also when this command has ended, the device is away for a while, or the node is restarted.
     Interrupting this command cancels the transfer; what has arrived is kept, and sending the same again goes on there.
     """
-    body = {"device": device, "paths": [os.path.abspath(path) for path in paths]}
-    transfer = cli.client.post(_BASE, body, timeout_s=None)
+    body = {"device": device, "paths": [os.path.abspath(path) for path in paths], "priority": priority}
+    follow(cli, cli.client.post(_BASE, body, timeout_s=None), detach=detach, as_json=as_json)
+
+
+def follow(cli: Cli, transfer: dict[str, Any], *, detach: bool, as_json: bool) -> None:
+    """Show how a transfer goes on until it is over, and how it ended.
+
+    :raises NetworkingError: it did not end well.
+    """
     if detach:
         if as_json:
             cli.print_json(transfer)
         else:
-            cli.print(f"{_what(transfer)} is on its way to {transfer['device_name']}: transfer {transfer['id']}")
+            way = "to" if transfer["direction"] == "send" else "from"
+            cli.print(f"{_what(transfer)} is on its way {way} {transfer['device_name']}: transfer {transfer['id']}")
         return
     try:
         if as_json:
@@ -57,7 +87,7 @@ def send(cli: Cli, paths: tuple[str, ...], device: str, detach: bool, as_json: b
         raise
     if as_json:
         cli.print_json(transfer)
-    _report(cli, transfer, as_json)
+    report(cli, transfer, as_json)
 
 
 def _follow(cli: Cli, transfer: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
@@ -85,7 +115,7 @@ def _cancel_quietly(cli: Cli, transfer_id: str) -> None:
         pass  # it was over already
 
 
-def _report(cli: Cli, transfer: dict[str, Any], as_json: bool) -> None:
+def report(cli: Cli, transfer: dict[str, Any], as_json: bool) -> None:
     """Say how it ended.
 
     :raises RefusedError: the other side did not want it.
@@ -98,16 +128,20 @@ def _report(cli: Cli, transfer: dict[str, Any], as_json: bool) -> None:
         case "completed":
             if not as_json:
                 took_s = (transfer["ended_at"] or 0.0) - transfer["created_at"]
-                cli.print(
-                    f"Sent {_what(transfer)} ({format_size(transfer['total_bytes'])}) to {transfer['device_name']} "
-                    f"in {format_duration(took_s)}."
-                )
+                size, name = format_size(transfer["total_bytes"]), transfer["device_name"]
+                if transfer["direction"] == "send":
+                    cli.print(f"Sent {_what(transfer)} ({size}) to {name} in {format_duration(took_s)}.")
+                else:
+                    place = ", ".join(transfer["paths"])
+                    cli.print(f"Got {place} ({size}) from {name} in {format_duration(took_s)}.")
         case "rejected":
             raise RefusedError(transfer["reason"] or f"{transfer['device_name']} refused it.")
         case "cancelled":
             raise RefusedError(transfer["reason"] or "The transfer was cancelled.")
         case "failed":
             raise NetworkingError(transfer["reason"] or "The transfer failed.")
+        case "paused":
+            raise NetworkingError(f"The transfer is paused: sdnet transfers resume {transfer['id'][:8]}")
         case state:
             raise NetworkingError(f"The node stopped; the transfer is {state} and goes on when the node runs again.")
 
@@ -116,21 +150,57 @@ def _what(transfer: dict[str, Any]) -> str:
     return str(transfer["name"])
 
 
-@click.group(invoke_without_command=True)
+@click.group(
+    invoke_without_command=True,
+    epilog="\b\nExamples:\n"
+    "  sdnet transfers                        what is under way, and what is over\n"
+    "  sdnet transfers pause 3f2a             by a unique beginning of its id\n"
+    "  sdnet transfers limit --up 2M          2 MiB/s in all\n"
+    "  sdnet transfers limit --down off --device laptop",
+)
 @json_option
 @click.pass_context
 def transfers(ctx: click.Context, as_json: bool) -> None:
-    """List transfers of files, the latest first."""
-    if ctx.invoked_subcommand is not None:
-        return
-    cli = ctx.ensure_object(Cli)
-    found = cli.client.get(_BASE)
+    """List transfers of files, the latest first, or do something with one."""
+    if ctx.invoked_subcommand is None:
+        _list(ctx.ensure_object(Cli), as_json, None)
+
+
+def _list(cli: Cli, as_json: bool, state: str | None) -> None:
+    found = cli.client.get(_BASE, state=state)
     if as_json:
         cli.print_json(found)
         return
     columns = [("id", "ID"), ("way", "Way"), ("device", "Device"), ("name", "Name"), ("size", "Size")]
     columns += [("state", "State"), ("time", "Started"), ("reason", "Note")]
     cli.table([_row(transfer) for transfer in found], columns, empty="There are no transfers.")
+
+
+@transfers.command("list")
+@json_option
+@pass_cli
+def list_(cli: Cli, as_json: bool) -> None:
+    """List the transfers that are not over."""
+    _list(cli, as_json, "active")
+
+
+@transfers.command()
+@click.option("--clear", is_flag=True, help="Forget them.")
+@json_option
+@pass_cli
+def history(cli: Cli, clear: bool, as_json: bool) -> None:
+    """List the transfers that are over.
+
+    How many are kept, and for how long, is set by history_entries and history_days in [plugins.file_transfer].
+    """
+    if not clear:
+        _list(cli, as_json, "over")
+        return
+    done = cli.client.delete("/file-transfer/history")
+    if as_json:
+        cli.print_json(done)
+    else:
+        cli.print(f"Forgot {done['forgotten']} transfers.")
 
 
 def _row(transfer: dict[str, Any]) -> dict[str, str]:
@@ -167,3 +237,99 @@ def cancel(cli: Cli, transfer_id: str, as_json: bool) -> None:
         cli.print_json(transfer)
     else:
         cli.print(f"Cancelled {_what(transfer)}.")
+
+
+def _act(cli: Cli, transfer_id: str, action: str, body: dict[str, Any], done: str, as_json: bool) -> None:
+    transfer = cli.client.post(f"{_BASE}/{quote_segment(transfer_id)}/{action}", body)
+    if as_json:
+        cli.print_json(transfer)
+    else:
+        cli.print(f"{done} {_what(transfer)}.")
+
+
+@transfers.command()
+@click.argument("transfer_id", metavar="ID")
+@json_option
+@pass_cli
+def pause(cli: Cli, transfer_id: str, as_json: bool) -> None:
+    """Pause a transfer, from either side. It stays paused until it is resumed on the same side."""
+    _act(cli, transfer_id, "pause", {}, "Paused", as_json)
+
+
+@transfers.command()
+@click.argument("transfer_id", metavar="ID")
+@json_option
+@pass_cli
+def resume(cli: Cli, transfer_id: str, as_json: bool) -> None:
+    """Let a paused transfer go on from what has arrived."""
+    _act(cli, transfer_id, "resume", {}, "Resumed", as_json)
+
+
+@transfers.command()
+@click.argument("transfer_id", metavar="ID")
+@json_option
+@pass_cli
+def accept(cli: Cli, transfer_id: str, as_json: bool) -> None:
+    """Let a transfer in that is asked about (with accept = "ask", and for devices that are only verified)."""
+    _act(cli, transfer_id, "answer", {"accept": True}, "Accepted", as_json)
+
+
+@transfers.command()
+@click.argument("transfer_id", metavar="ID")
+@json_option
+@pass_cli
+def reject(cli: Cli, transfer_id: str, as_json: bool) -> None:
+    """Turn a transfer away that is asked about."""
+    _act(cli, transfer_id, "answer", {"accept": False}, "Rejected", as_json)
+
+
+def parse_rate(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Read a rate as a person writes it.
+
+    :returns: bytes a second; 0 for ``off``, None if it was not given.
+    :raises BadParameter: it is none.
+    """
+    if value is None:
+        return None
+    text = value.strip().lower()
+    if text in ("off", "none", "unlimited"):
+        return 0
+    text = text.removesuffix("/s").removesuffix("b").removesuffix("i")
+    number, unit = (text[:-1], text[-1]) if text and text[-1] in _UNITS else (text, "")
+    try:
+        rate = round(float(number) * _UNITS[unit])
+    except (ValueError, OverflowError):
+        rate = 0
+    if rate <= 0:
+        raise click.BadParameter(f"{value!r} is no rate: write 500K, 2M, 1.5M or off.")
+    return rate
+
+
+@transfers.command(
+    epilog="\b\nExamples:\n"
+    "  sdnet transfers limit                            show the limits\n"
+    "  sdnet transfers limit --up 2M --down 10M         in all\n"
+    "  sdnet transfers limit --up 500K --device phone   for one device\n"
+    "  sdnet transfers limit --up off --down off"
+)
+@click.option("--up", metavar="RATE", callback=parse_rate, help="Most bytes a second that are sent: 500K, 2M, off.")
+@click.option("--down", metavar="RATE", callback=parse_rate, help="Most bytes a second that are received.")
+@click.option("--device", help="For this device alone, besides what holds for all.")
+@json_option
+@pass_cli
+def limit(cli: Cli, up: int | None, down: int | None, device: str | None, as_json: bool) -> None:
+    """Show or change how fast files may move. It holds at once, also for what is under way, and stays."""
+    if up is None and down is None:
+        found = cli.client.get("/file-transfer/limits")
+    else:
+        found = cli.client.post("/file-transfer/limits", {"up": up, "down": down, "device": device or ""})
+    if as_json:
+        cli.print_json(found)
+        return
+    rows = [{"device": "all together", **_shown_rates(found)}]
+    rows += [{"device": one["device_name"], **_shown_rates(one)} for one in found["devices"]]
+    cli.table(rows, [("device", "Device"), ("up", "Up"), ("down", "Down")])
+
+
+def _shown_rates(rates: dict[str, Any]) -> dict[str, str]:
+    return {key: f"{format_size(rates[key])}/s" if rates[key] else "unlimited" for key in ("up", "down")}

@@ -77,13 +77,8 @@ def open_beneath(root: Path, parts: Sequence[str]) -> int:
     if not parts or any(part in ("", ".", "..") or "/" in part or "\0" in part for part in parts):
         raise NotFoundError("There is no such file.")
     try:
-        top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        folders = beneath.DirectoryCache(top)
-        try:
+        with beneath.opened_beneath(root) as folders:
             descriptor = os.open(parts[-1], _READ, dir_fd=folders.get(parts[:-1]))
-        finally:
-            folders.close()
-            os.close(top)
     except OSError as error:
         raise NotFoundError(f"{printable(parts[-1])} cannot be opened: {error.strerror}.") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -199,6 +194,7 @@ class ContentService:
         before = os.fstat(descriptor)
         await stream.send_record(m.encode_content(m.ContentResponse(size=before.st_size, mtime_ns=before.st_mtime_ns)))
         hasher = blake3()
+        throttle = self._limiter.up(device.device_id)
         buffer = bytearray(MAX_RECORD_BYTES)
         buffer[0] = DATA
 
@@ -210,10 +206,12 @@ class ContentService:
         for wanted in request.ranges:
             offset, end = wanted.offset, min(wanted.offset + wanted.length, before.st_size)
             while offset < end:
-                count = await self._ctx.run_blocking(fill, offset, min(_PIECE_BYTES, end - offset))
+                count = await self._ctx.run_blocking(
+                    fill, offset, min(_PIECE_BYTES, throttle.record_bytes, end - offset)
+                )
                 if not count:
                     return _failure("changed", "The file became shorter while it was sent.")
-                await self._limiter.sending(device.device_id, count)
+                await throttle.wait(count)
                 with anyio.fail_after(STALL_S):
                     await stream.send_record(memoryview(buffer)[: 1 + count])
                 offset += count
@@ -232,7 +230,7 @@ class RemoteContent:
 
     def __init__(self, ctx: PluginContext, limiter: Limiter, device_id: uuid.UUID, source: str) -> None:
         self._ctx = ctx
-        self._limiter = limiter
+        self._throttle = limiter.down(device_id)
         self._device_id = device_id
         self._source = source
         self._stream: PeerStream | None = None
@@ -347,7 +345,7 @@ class RemoteContent:
                 piece = memoryview(record)[1:]
                 if not piece or offset + len(piece) > end:
                     raise ProtocolError("The other device sent more than was asked for.")
-                await self._limiter.receiving(self._device_id, len(piece))
+                await self._throttle.wait(len(piece))
                 await self._ctx.run_blocking(_taken, take, hasher, offset, piece)
                 offset += len(piece)
                 received += len(piece)

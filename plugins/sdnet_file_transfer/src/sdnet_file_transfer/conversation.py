@@ -43,6 +43,7 @@ class Conversation:
         self._error: Exception | None = None
         self._cancel_reason: str | None = None
         self._cancelled = anyio.Event()
+        self._pausing = False
         self.scope = anyio.CancelScope()
 
     def cancel(self, reason: str) -> None:
@@ -50,6 +51,19 @@ class Conversation:
         if self._cancel_reason is None:
             self._cancel_reason = reason
             self._cancelled.set()
+
+    def pause(self) -> None:
+        """Have the conversation ended in order, and the other side told that it goes on later."""
+        if self._cancel_reason is None:
+            self._pausing = True
+            self.cancel("It is paused there.")
+
+    def _last_words(self) -> bytes:
+        """What the other side is told when we cancel or pause."""
+        reason = (self._cancel_reason or "")[: m.MAX_REASON_LENGTH]
+        if self._pausing:
+            return m.encode_control(m.TransferFailure(code=m.Refusal.PAUSED, reason=reason))
+        return m.encode_control(m.TransferCancel(reason=reason))
 
     def abandon(self) -> None:
         """Have the conversation ended at once, as if the connection were lost."""

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from sdnet_core.events import NetworkEvent
 
-__all__ = ["TransferCompleted", "TransferEvent", "TransferFailed", "TransferProgress", "TransferStarted"]
+__all__ = [
+    "TransferAsked",
+    "TransferCompleted",
+    "TransferEvent",
+    "TransferFailed",
+    "TransferProgress",
+    "TransferStarted",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +31,15 @@ class TransferEvent(NetworkEvent):
     device_name: str
     purpose: str
     name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferAsked(TransferEvent):
+    """A device wants to send something, and a person here is to allow it."""
+
+    kind = "transfer-asked"
+    items: int
+    total_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from sdnet_core import Access, PeerStream, ProtocolHandler, ProtocolSpec
 
-from . import content_messages
+from . import content_messages, fetch_messages
 from .content import ContentService
 from .conversation import STALL_S
 from .messages import PROTOCOL_NAME
 from .service import FileTransferService
 
-__all__ = ["content_spec", "protocol_spec"]
+__all__ = ["content_spec", "fetch_spec", "protocol_spec"]
 
 
 class FileTransferHandler(ProtocolHandler):
@@ -59,5 +59,30 @@ def content_spec(service: ContentService) -> ProtocolSpec:
         access=Access.VERIFIED,
         max_streams=64,
         max_streams_per_peer=16,
+        idle_timeout_s=2 * STALL_S,
+    )
+
+
+class FetchHandler(ProtocolHandler):
+    """Gives what is shared."""
+
+    protocol_name = fetch_messages.PROTOCOL_NAME
+
+    def __init__(self, service: FileTransferService) -> None:
+        self._service = service
+
+    async def handle_stream(self, stream: PeerStream) -> None:
+        await self._service.serve_shared(stream)
+
+
+def fetch_spec(service: FileTransferService) -> ProtocolSpec:
+    """The protocol, open to every paired device; about one that is only verified, a person is asked each time."""
+    return ProtocolSpec(
+        protocol_name=fetch_messages.PROTOCOL_NAME,
+        version=1,
+        handler=FetchHandler(service),
+        access=Access.VERIFIED,
+        max_streams=64,
+        max_streams_per_peer=20,
         idle_timeout_s=2 * STALL_S,
     )

@@ -11,12 +11,13 @@ import msgspec
 from blake3 import blake3
 
 from sdnet_core import Access, PeerStream, PluginContext, RemoteDevice
-from sdnet_core.errors import ConflictError, NetworkingError
+from sdnet_core.errors import ConflictError, NetworkingError, ProtocolError
 
 from .config import FileTransferConfig
 from .conversation import is_transient
 from .jobs import Job, JobRecord, JobStore
 from .landing import DiskFullError, Landing, remove_staging, staging_name
+from .limits import Limiter
 from .machine import Offered, PeerCancelled, PeerFailed
 from .messages import Refusal
 from .receiving import Admission, AlreadyReceived, Received, ReceiveOutcome, Receiving, Refused
@@ -31,6 +32,10 @@ _DAY_S = 86_400.0
 _GRANT_S = 3600.0
 _TAKE_OVER_TIMEOUT_S = 10.0
 _MAX_ACTIVE_PER_DEVICE = 16
+_MAX_ASKING = 32
+_ANSWER_S = 60.0
+"""So long a person may think about an offer."""
+DISK_FULL = "The disk is full; it goes on when there is room."
 
 
 class Incoming:
@@ -40,8 +45,14 @@ class Incoming:
     """
 
     def __init__(
-        self, ctx: PluginContext, config: FileTransferConfig, store: JobStore, jobs: dict[uuid.UUID, Job]
+        self,
+        ctx: PluginContext,
+        config: FileTransferConfig,
+        store: JobStore,
+        jobs: dict[uuid.UUID, Job],
+        limiter: Limiter,
     ) -> None:
+        self._limiter = limiter
         self._ctx = ctx
         self._config = config
         self._store = store
@@ -87,30 +98,54 @@ class Incoming:
             raise
         return job.transfer
 
-    async def serve(self, stream: PeerStream) -> None:
-        """Serve one inbound stream."""
-        conversation = _Conversation(self, stream.require_device())
+    async def serve(
+        self, stream: PeerStream, *, expected: Job | None = None
+    ) -> tuple[ReceiveOutcome | None, NetworkingError | None]:
+        """Receive what one stream brings.
+
+        :param expected: the only transfer that may come on it; None for any.
+        :returns: how it ended, or the error that cut it short.
+        """
+        device = stream.require_device()
+        conversation = _Conversation(self, device, expected)
         receiving = Receiving(
             stream,
             run_blocking=self._ctx.run_blocking,
             decide=conversation.decide,
             observe=conversation.observe,
             settle=conversation.settle,
+            throttle=self._limiter.down(device.device_id),
         )
         conversation.receiving = receiving
         try:
             outcome = await receiving.run()
             conversation.conclude(outcome)
+            return outcome, None
         except NetworkingError as error:
             conversation.fail(error)
+            return None, error
         finally:
             await conversation.leave()
 
-    def cancel(self, job: Job, reason: str) -> None:
-        """Cancel a running conversation in order; does nothing if there is none."""
+    def cancel(self, job: Job, reason: str) -> bool:
+        """Cancel a running conversation in order.
+
+        :returns: whether there is one.
+        """
         receiving = self._receiving.get(job.id)
         if receiving is not None:
             receiving.cancel(reason)
+        return receiving is not None
+
+    def pause(self, job: Job) -> bool:
+        """End a running conversation without ending the transfer.
+
+        :returns: whether there is one.
+        """
+        receiving = self._receiving.get(job.id)
+        if receiving is not None:
+            receiving.pause()
+        return receiving is not None
 
     async def expire(self, job: Job) -> None:
         """End a transfer that was not taken up for too long, and remove what is left of it.
@@ -163,8 +198,8 @@ class Incoming:
     async def _admit_new(self, device: RemoteDevice, offer: Offered) -> tuple[Job, Admission] | Refused:
         if offer.purpose != "send":
             return Refused(Refusal.POLICY, "Nobody has agreed to this transfer.")
-        if self._config.accept != "always" or (device.trust.access or 0) < Access.TRUSTED:
-            return Refused(Refusal.POLICY, "This device takes no files without being asked.")
+        if self._config.accept == "never":
+            return Refused(Refusal.POLICY, "This device takes no files that it was not asked about before.")
         active = sum(job.transfer.device_id == device.device_id for job in map(self._jobs.get, self._receiving) if job)
         if active >= _MAX_ACTIVE_PER_DEVICE:
             return Refused(Refusal.BUSY, "Too many transfers at once.")
@@ -180,15 +215,40 @@ class Incoming:
         )
         job = self._jobs[offer.transfer_id] = Job(self._ctx, JobRecord(transfer=transfer))
         try:
+            if self._config.accept == "ask" or (device.trust.access or 0) < Access.TRUSTED:
+                refused = await self._ask(job, offer)
+                if refused is not None:
+                    return refused
             return await self._begin(job, offer)
         except BaseException:
             self._jobs.pop(offer.transfer_id, None)
             raise
 
+    async def _ask(self, job: Job, offer: Offered) -> Refused | None:
+        """Have a person decide. One that is not answered is as one that was rejected, but is not remembered."""
+        if sum(other.transfer.state is TransferState.ASKING for other in self._jobs.values()) >= _MAX_ASKING:
+            del self._jobs[job.id]
+            return Refused(Refusal.BUSY, "Too many questions wait for an answer here.")
+        describe_offer(job, offer)
+        job.ask()
+        with anyio.move_on_after(_ANSWER_S):
+            await job.answered.wait()
+        if job.answer:
+            return None
+        reason = "Nobody has answered." if job.answer is None else "It was rejected."
+        job.end(TransferState.REJECTED, reason=reason)
+        await self._store.conclude(job)
+        self._jobs.pop(job.id, None)
+        return Refused(Refusal.POLICY, reason)
+
     async def _admit_again(self, job: Job, offer: Offered) -> tuple[Job, Admission] | Refused:
         record = job.record
-        if offer.purpose != job.transfer.purpose:
+        if offer.purpose != job.transfer.purpose or job.transfer.state is TransferState.ASKING:
             return Refused(Refusal.POLICY, "Nobody has agreed to this transfer.")
+        if record.paused:
+            return Refused(Refusal.PAUSED, "It is paused.")
+        if record.wanted and any(item.path[0] != record.wanted[-1] for item in offer.items):
+            return Refused(Refusal.POLICY, "That is not what was asked for.")
         if record.max_bytes is not None and offer.total_bytes > record.max_bytes:
             return Refused(Refusal.TOO_LARGE, "It is larger than what was agreed to.")
         if record.max_items is not None and len(offer.items) > record.max_items:
@@ -208,19 +268,14 @@ class Incoming:
         return await self._begin(job, offer)
 
     async def _begin(self, job: Job, offer: Offered) -> tuple[Job, Admission]:
-        roots = list(dict.fromkeys(item.path[0] for item in offer.items))
-        digest = blake3("\0".join(roots).encode()).digest()
+        digest = blake3("\0".join(_roots(offer)).encode()).digest()
         name = staging_name(offer.transfer_id.hex)
         fresh = not job.record.staging
         adopt = await self._adopt(job, digest) if fresh else None
         job.idle = anyio.Event()
         job.reopen()
-        job.change(
-            state=TransferState.OFFERING,
-            name=roots[0] if len(roots) == 1 else f"{len(roots)} items",
-            items=sum(not item.directory for item in offer.items),
-            total_bytes=offer.total_bytes,
-        )
+        describe_offer(job, offer)
+        job.change(state=TransferState.OFFERING)
         job.note(roots=digest, staging=name, updated_at=self._ctx.clock.now())
         await self._store.save(job.record)
 
@@ -274,16 +329,34 @@ class Incoming:
         self._jobs.pop(job.id, None)
 
 
+def _roots(offer: Offered) -> list[str]:
+    return list(dict.fromkeys(item.path[0] for item in offer.items))
+
+
+def describe_offer(job: Job, offer: Offered) -> None:
+    """Put into a job what is offered."""
+    roots = _roots(offer)
+    job.change(
+        name=roots[0] if len(roots) == 1 else f"{len(roots)} items",
+        items=sum(not item.directory for item in offer.items),
+        total_bytes=offer.total_bytes,
+    )
+
+
 class _Conversation:
     """One stream's way through `Incoming`."""
 
-    def __init__(self, incoming: Incoming, device: RemoteDevice) -> None:
+    def __init__(self, incoming: Incoming, device: RemoteDevice, expected: Job | None) -> None:
         self._incoming = incoming
         self._device = device
+        self._expected = expected
+        self._waits_for = f"{device.name} is away."
         self.job: Job | None = None
         self.receiving: Receiving | None = None
 
     async def decide(self, offer: Offered) -> Admission | Refused | AlreadyReceived:
+        if self._expected is not None and self._expected.id != offer.transfer_id:
+            raise ProtocolError("The other device sends something else than it was asked for.")
         decision = await self._incoming.decide(self._device, offer)
         if not isinstance(decision, tuple):
             return decision
@@ -311,6 +384,10 @@ class _Conversation:
         match outcome:
             case PeerCancelled():
                 self._end(job, TransferState.CANCELLED, f"{name} cancelled it.")
+            case PeerFailed(code=Refusal.PAUSED):
+                self._waits_for = f"{name} has paused it."
+            case Refused(code=Refusal.NO_SPACE) if job.transfer.done_bytes:
+                self._waits_for = DISK_FULL
             case PeerFailed():
                 self._end(job, TransferState.FAILED, f"{name}: {outcome.reason}")
             case Refused():
@@ -321,6 +398,8 @@ class _Conversation:
     def fail(self, error: NetworkingError) -> None:
         if self.job is None:
             logger.info("An offer of files from %s came to nothing: %s", self._device.name, error.detail)
+        elif isinstance(error, DiskFullError):
+            self._waits_for = DISK_FULL
         elif not is_transient(error):
             self._end(self.job, TransferState.FAILED, error.detail)
 
@@ -339,7 +418,8 @@ class _Conversation:
             del incoming._receiving[job.id]
         incoming._promised.pop(job.id, None)
         if job.final is None:
-            job.enter(TransferState.WAITING, reason=f"{self._device.name} is away.")
+            if not job.record.paused:
+                job.enter(TransferState.WAITING, reason=self._waits_for)
         elif job.id in incoming._jobs:
             await incoming._store.conclude(job)
             if not job.final.resumable:

@@ -14,7 +14,7 @@ from sdnet_core import PluginContext, SecureStorage
 from sdnet_core.errors import SerializationError, StorageError
 from sdnet_core.wire import decode, encode
 
-from .events import TransferCompleted, TransferFailed, TransferProgress, TransferStarted
+from .events import TransferAsked, TransferCompleted, TransferFailed, TransferProgress, TransferStarted
 from .transfer import RateMeter, Transfer, TransferState
 
 __all__ = ["Job", "JobRecord", "JobStore", "Watch"]
@@ -22,7 +22,7 @@ __all__ = ["Job", "JobRecord", "JobStore", "Watch"]
 logger = logging.getLogger(__name__)
 
 PUBLISH_EVERY_S = 0.25
-_HISTORY_ENTRIES = 200
+_DAY_S = 86_400.0
 _MAX_STORED_BYTES = 16 << 20
 _HISTORY = "history"
 _JOBS = "jobs"
@@ -35,6 +35,9 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     :param max_items: the same for files and folders.
     :param expires_at: a grant that nothing was sent for lapses then; seconds since the epoch.
     :param roots: identifies what is sent by its names, so that an earlier attempt is found again.
+    :param wanted: of what was asked for from a shared folder, the path; empty for all others.
+    :param priority: the higher, the sooner its turn comes.
+    :param paused: a person here has paused it.
     :param staging: the private folder in the destination; empty before anything was accepted.
     """
 
@@ -44,14 +47,27 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float | None = None
     roots: bytes = b""
     staging: str = ""
+    wanted: tuple[str, ...] = ()
+    priority: int = 0
+    paused: bool = False
     updated_at: float = 0.0
 
 
 class JobStore:
-    """Keeps records and the history in the plugin's sealed store."""
+    """Keeps records and the history in the plugin's sealed store.
 
-    def __init__(self, storage: SecureStorage) -> None:
-        self._storage = storage
+    How a transfer ended is stored in its own record first, which is small; `tidy` moves it to the history later.
+
+    :param entries: most transfers that the history keeps.
+    :param days: for how long.
+    """
+
+    def __init__(self, ctx: PluginContext, *, entries: int = 500, days: float = 90.0) -> None:
+        self._ctx = ctx
+        self._storage: SecureStorage = ctx.storage
+        self._entries = entries
+        self._days = days
+        self._untidy: set[uuid.UUID] = set()
         self.history: list[Transfer] = []
         """What is over, oldest first."""
 
@@ -71,10 +87,52 @@ class JobStore:
             data = await self._storage.load(name)
             if data is not None:
                 try:
-                    records.append(decode(data, JobRecord, max_bytes=_MAX_STORED_BYTES))
+                    record: JobRecord = decode(data, JobRecord, max_bytes=_MAX_STORED_BYTES)
                 except SerializationError:
                     await self._storage.delete(name)
+                else:
+                    if record.transfer.state.terminal and not record.staging:
+                        self._remember(record.transfer)
+                    else:
+                        records.append(record)
+        await self.tidy()
         return records
+
+    async def tidy(self) -> None:
+        """Bring the history on the disk up to date, without what is too old or too much.
+
+        :raises StorageError: it could not be stored; nothing is lost.
+        """
+        since = self._ctx.clock.now() - self._days * _DAY_S
+        kept = [past for past in self.history if (past.ended_at or past.created_at) >= since]
+        kept = kept[max(0, len(kept) - self._entries) :]
+        if not self._untidy and len(kept) == len(self.history):
+            return
+        self.history, untidy, self._untidy = kept, self._untidy, set()
+        try:
+            await self._storage.store(_HISTORY, await self._ctx.run_blocking(encode, kept))
+            for transfer_id in untidy:
+                await self._storage.delete(_name(transfer_id))
+        except BaseException:
+            self._untidy |= untidy
+            raise
+
+    async def forget_history(self) -> int:
+        """Forget all transfers that are over.
+
+        :returns: how many.
+        """
+        count, self.history = len(self.history), []
+        await self._storage.store(_HISTORY, encode([]))
+        for transfer_id in list(self._untidy):
+            await self._storage.delete(_name(transfer_id))
+            self._untidy.discard(transfer_id)
+        return count
+
+    def _remember(self, transfer: Transfer) -> None:
+        self.history = [past for past in self.history if past.id != transfer.id]
+        self.history.append(transfer)
+        self._untidy.add(transfer.id)
 
     async def save(self, record: JobRecord) -> None:
         """Store a record, durably."""
@@ -90,16 +148,11 @@ class JobStore:
                 if transfer.resumable and transfer.direction == "receive":
                     await self.save(msgspec.structs.replace(job.record, transfer=transfer))
                 else:
-                    await self._archive(transfer)
+                    self._remember(transfer)
+                    await self.save(JobRecord(transfer=transfer))
             except StorageError as error:
                 logger.warning("The end of a transfer could not be stored: %s", error)
         job.announce()
-
-    async def _archive(self, transfer: Transfer) -> None:
-        self.history = [past for past in self.history if past.id != transfer.id][1 - _HISTORY_ENTRIES :]
-        self.history.append(transfer)
-        await self._storage.store(_HISTORY, encode(self.history))
-        await self._storage.delete(_name(transfer.id))
 
 
 def _name(transfer_id: uuid.UUID) -> str:
@@ -123,6 +176,9 @@ class Job:
         self.cancel_reason: str | None = None
         self.final: Transfer | None = record.transfer if record.transfer.state.terminal else None
         self.changed = anyio.Event()
+        self.answered = anyio.Event()
+        self.answer: bool | None = None
+        """What a person said to the offer; None before that."""
         self._meter = RateMeter()
         self._published_at = 0.0
         self._done = (record.transfer.done_bytes, record.transfer.done_items)
@@ -146,6 +202,18 @@ class Job:
     def note(self, **fields: Any) -> None:
         """Set fields of the record that nobody watches."""
         self.record = msgspec.structs.replace(self.record, **fields)
+
+    def ask(self) -> None:
+        """Tell everybody that a person is to decide."""
+        self.change(state=TransferState.ASKING)
+        transfer = self.transfer
+        self._ctx.publish(TransferAsked(**self._about(), items=transfer.items, total_bytes=transfer.total_bytes))
+
+    def decide(self, answer: bool) -> None:
+        """Take the person's answer."""
+        if self.answer is None:
+            self.answer = answer
+            self.answered.set()
 
     def enter(self, state: TransferState, *, reason: str = "") -> None:
         """Go to a state in which nothing moves."""

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable
 
 import anyio
 import msgspec
 
-from sdnet_core.errors import InvalidRequestError
+from sdnet_core import PluginContext
+from sdnet_core.errors import InvalidRequestError, SerializationError
+from sdnet_core.wire import decode, encode
 
-__all__ = ["Bucket", "LimitSettings", "Limiter", "Rates"]
+__all__ = ["Bucket", "LimitSettings", "LimitStore", "Limiter", "Rates", "Throttle"]
 
 _BURST_S = 0.25
 """So much of a second's bytes may go at once after a pause."""
+_STORED = "limits"
 MIN_RATE = 1024
+_MAX_RECORD_BYTES = 1 << 20
+_MIN_RECORD_BYTES = 16 * 1024
+_RECORD_S = 0.5
+"""A record is at most what the limit lets through in so many seconds, so that a slow transfer does not go in jerks."""
 
 
 class Rates(msgspec.Struct, frozen=True):
@@ -123,21 +131,73 @@ class Limiter:
                 else:
                     bucket.set_rate(rate)
 
-    def sending_rate(self, device_id: uuid.UUID) -> int | None:
-        """The lower of the limits that hold for what is sent to a device."""
-        rates = [bucket.rate for key in (None, device_id) if (bucket := self._up.get(key)) is not None]
-        return min((rate for rate in rates if rate is not None), default=None)
+    def up(self, device_id: uuid.UUID) -> Throttle:
+        """What holds for all that is sent to a device."""
+        return Throttle(self._up, device_id)
 
-    async def sending(self, device_id: uuid.UUID, count: int) -> None:
-        """Wait until so many bytes may be sent to a device."""
-        await self._take(self._up, device_id, count)
+    def down(self, device_id: uuid.UUID) -> Throttle:
+        """What holds for all that comes from a device."""
+        return Throttle(self._down, device_id)
 
-    async def receiving(self, device_id: uuid.UUID, count: int) -> None:
-        """Wait until so many bytes may be taken from a device."""
-        await self._take(self._down, device_id, count)
 
-    async def _take(self, buckets: dict[uuid.UUID | None, Bucket], device_id: uuid.UUID, count: int) -> None:
-        own = buckets.get(device_id)
+class LimitStore:
+    """The limits, kept in the plugin's sealed store.
+
+    :ivar limiter: what applies them.
+    """
+
+    def __init__(self, ctx: PluginContext) -> None:
+        self._storage = ctx.storage
+        self.limiter = Limiter(ctx.clock.monotonic)
+
+    async def load(self) -> None:
+        """Read and apply them.
+
+        :raises StorageError: the store cannot be opened.
+        """
+        data = await self._storage.load(_STORED)
+        if data is not None:
+            with contextlib.suppress(SerializationError):
+                self.limiter.change(decode(data, LimitSettings))
+
+    async def change(self, rates: Rates, device_id: uuid.UUID | None) -> LimitSettings:
+        """Apply and store other limits: for all together, or for one device.
+
+        :raises InvalidRequestError: one is too low to be of use.
+        :raises StorageError: it could not be stored; it holds until the node stops.
+        """
+        settings = self.limiter.settings
+        if device_id is None:
+            settings = msgspec.structs.replace(settings, total=rates)
+        else:
+            devices = {name: other for name, other in settings.devices.items() if name != str(device_id)}
+            if rates != Rates():
+                devices[str(device_id)] = rates
+            settings = msgspec.structs.replace(settings, devices=devices)
+        self.limiter.change(settings)
+        await self._storage.store(_STORED, encode(settings))
+        return settings
+
+
+class Throttle:
+    """The limits in one direction to one device, as they are at each moment."""
+
+    def __init__(self, buckets: dict[uuid.UUID | None, Bucket], device_id: uuid.UUID) -> None:
+        self._buckets = buckets
+        self._device_id = device_id
+
+    @property
+    def record_bytes(self) -> int:
+        """How large records are best now."""
+        rates = [bucket.rate for key in (None, self._device_id) if (bucket := self._buckets.get(key)) is not None]
+        rate = min((rate for rate in rates if rate is not None), default=None)
+        if rate is None:
+            return _MAX_RECORD_BYTES
+        return max(_MIN_RECORD_BYTES, min(_MAX_RECORD_BYTES, int(rate * _RECORD_S)))
+
+    async def wait(self, count: int) -> None:
+        """Wait until so many bytes may pass."""
+        own = self._buckets.get(self._device_id)
         if own is not None:
             await own.take(count)
-        await buckets[None].take(count)
+        await self._buckets[None].take(count)

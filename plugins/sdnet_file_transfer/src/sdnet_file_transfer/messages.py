@@ -123,6 +123,8 @@ class Refusal:
     PROTOCOL = "protocol"
     MISMATCH = "mismatch"
     OVER = "over"
+    PAUSED = "paused"
+    NOT_FOUND = "not-found"
 
 
 Code = Annotated[str, msgspec.Meta(max_length=32, pattern=r"\A[a-z-]*\Z")]

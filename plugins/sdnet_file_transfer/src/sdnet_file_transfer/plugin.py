@@ -44,9 +44,9 @@ class FileTransferPlugin:
 
     @hookimpl
     def sdnet_protocols(self, ctx: PluginContext) -> Iterable[ProtocolSpec]:
-        from .handler import content_spec, protocol_spec
+        from .handler import content_spec, fetch_spec, protocol_spec
 
-        return [protocol_spec(self._service), content_spec(self._service.contents)]
+        return [protocol_spec(self._service), fetch_spec(self._service), content_spec(self._service.contents)]
 
     @hookimpl
     def sdnet_routes(self, ctx: PluginContext) -> Iterable[Route]:
@@ -57,5 +57,6 @@ class FileTransferPlugin:
     @hookimpl
     def sdnet_commands(self) -> Iterable[click.Command]:
         from .cli import send, transfers
+        from .cli_shares import get, ls, share
 
-        return [send, transfers]
+        return [send, transfers, share, ls, get]

@@ -19,8 +19,9 @@ from sdnet_core.errors import ConnectionFailedError, NetworkingError, ProtocolEr
 from . import messages as m
 from .conversation import LAST_WORDS_TIMEOUT_S, Conversation, RecordStream, is_transient
 from .landing import DiskFullError, Landing, MismatchError
+from .limits import Throttle
 from .machine import Heartbeat, Offered, PeerCancelled, PeerFailed, ReceiverMachine, SentAll
-from .sending import Cancelled
+from .sending import Cancelled, Paused
 from .transfer import TransferState
 
 __all__ = ["Admission", "AlreadyReceived", "ReceiveOutcome", "Received", "Receiving", "Refused"]
@@ -76,7 +77,7 @@ class Received:
     failed: int
 
 
-ReceiveOutcome: TypeAlias = Received | PeerCancelled | PeerFailed | Refused | AlreadyReceived | Cancelled
+ReceiveOutcome: TypeAlias = Received | PeerCancelled | PeerFailed | Refused | AlreadyReceived | Cancelled | Paused
 
 
 class Receiving(Conversation):
@@ -85,6 +86,7 @@ class Receiving(Conversation):
     :param decide: asked about the offer.
     :param observe: told of each new state, and of the bytes and files done.
     :param settle: called when everything is in place and before the sender is told: makes that lasting.
+    :param throttle: limits how fast; None for no limit.
     """
 
     def __init__(
@@ -95,8 +97,10 @@ class Receiving(Conversation):
         decide: Callable[[Offered], Awaitable[Admission | Refused | AlreadyReceived]],
         observe: Callable[[TransferState, int, int], None],
         settle: Callable[[Received], Awaitable[None]],
+        throttle: Throttle | None = None,
     ) -> None:
         super().__init__(stream)
+        self._throttle = throttle
         self._machine = ReceiverMachine()
         self._run_blocking = run_blocking
         self._decide = decide
@@ -196,6 +200,8 @@ class Receiving(Conversation):
             while True:
                 try:
                     record = await self._receive()
+                    if self._throttle is not None:
+                        await self._throttle.wait(len(record))
                 except NetworkingError as error:  # after the records before it, among which may be the last
                     self._stream_error = error
                     return
@@ -274,14 +280,14 @@ class Receiving(Conversation):
     async def _await_cancel(self) -> None:
         await self._cancelled.wait()
         if self._outcome is None:
-            self._outcome = Cancelled()
+            self._outcome = Paused() if self._pausing else Cancelled()
         self.scope.cancel()
 
     async def _say_last(self) -> None:
         """Tell the sender how it ended, and wait until it has closed so that this is not lost."""
         record: bytes | None = None
-        if isinstance(self._outcome, Cancelled):
-            record = m.encode_control(m.TransferCancel(reason=(self._cancel_reason or "")[: m.MAX_REASON_LENGTH]))
+        if isinstance(self._outcome, Cancelled | Paused):
+            record = self._last_words()
         elif self._outcome is None and isinstance(self._error, NetworkingError):
             if is_transient(self._error):
                 return

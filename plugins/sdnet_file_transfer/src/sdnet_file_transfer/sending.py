@@ -16,11 +16,12 @@ from sdnet_core.errors import TransportError
 
 from . import messages as m
 from .conversation import LAST_WORDS_TIMEOUT_S, Conversation, RecordStream
+from .limits import Throttle
 from .machine import Accepted, Acknowledged, Heartbeat, PeerCancelled, PeerFailed, Rejected, SenderMachine
 from .source import Filled, Left, Manifest, SourceReader
 from .transfer import TransferState
 
-__all__ = ["Cancelled", "SendOutcome", "Sending"]
+__all__ = ["Cancelled", "Paused", "SendOutcome", "Sending"]
 
 _BUFFERS = 6
 """Records in memory at once: some being read and hashed, some waiting, one being sealed and sent."""
@@ -34,7 +35,12 @@ class Cancelled:
     """The transfer was cancelled here, and the other side was told."""
 
 
-SendOutcome: TypeAlias = Acknowledged | Rejected | PeerCancelled | PeerFailed | Cancelled
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The transfer was paused here, and the other side was told."""
+
+
+SendOutcome: TypeAlias = Acknowledged | Rejected | PeerCancelled | PeerFailed | Cancelled | Paused
 _Buffer: TypeAlias = bytearray
 
 
@@ -43,6 +49,7 @@ class Sending(Conversation):
 
     :param run_blocking: runs disk work off the event loop.
     :param observe: told of each new state, and of the bytes and files done.
+    :param throttle: limits how fast; None for no limit.
     """
 
     def __init__(
@@ -54,14 +61,17 @@ class Sending(Conversation):
         *,
         run_blocking: Callable[..., Any],
         observe: Callable[[TransferState, int, int], None],
+        throttle: Throttle | None = None,
     ) -> None:
         super().__init__(stream)
+        self._throttle = throttle
         self._machine = SenderMachine(transfer_id, purpose, manifest.items)
         self._manifest = manifest
         self._run_blocking = run_blocking
         self._observe = observe
         self._accepted = anyio.Event()
         self._asking = anyio.CancelScope()
+        self._waiting = anyio.CancelScope()
         self._talked = anyio.Event()
         self._stop = False
         self._resume: Accepted | None = None
@@ -146,6 +156,10 @@ class Sending(Conversation):
         with give_empty, take_full:
             self._tasks.start_soon(self._guard, self._fill, reader, take_empty, give_full)
             async for buffer, filled in take_full:
+                if self._throttle is not None and not self._stop:
+                    with self._waiting:
+                        await self._throttle.wait(filled.length)
+                    self._waiting = anyio.CancelScope()
                 if self._stop:
                     return
                 await self._send(memoryview(buffer)[: filled.length])
@@ -166,7 +180,9 @@ class Sending(Conversation):
                 with contextlib.suppress(anyio.WouldBlock, anyio.EndOfStream):
                     while len(buffers) < _FILLED_AT_ONCE:
                         buffers.append(take_empty.receive_nowait())
-                for buffer, filled in zip(buffers, await self._run_blocking(reader.fill_all, buffers), strict=False):
+                room = m.MAX_RECORD_BYTES if self._throttle is None else self._throttle.record_bytes
+                filled_all = await self._run_blocking(reader.fill_all, [memoryview(one)[:room] for one in buffers])
+                for buffer, filled in zip(buffers, filled_all, strict=False):
                     if not filled.length:
                         return
                     give_full.send_nowait((buffer, filled))
@@ -176,11 +192,12 @@ class Sending(Conversation):
         # A send that is cut off would break the stream, and the message behind it would not arrive.
         self._stop = True
         self._asking.cancel()
+        self._waiting.cancel()
         with anyio.move_on_after(LAST_WORDS_TIMEOUT_S):
             await self._talked.wait()
-        self._outcome = Cancelled()
+        self._outcome = Paused() if self._pausing else Cancelled()
         with anyio.move_on_after(LAST_WORDS_TIMEOUT_S):
-            await self._send(m.encode_control(m.TransferCancel(reason=self._cancel_reason or "")))
+            await self._send(self._last_words())
             await self._stream.send_eof()
             await anyio.sleep_forever()  # until the receiver closes, which `_listen` notices
         self.scope.cancel()

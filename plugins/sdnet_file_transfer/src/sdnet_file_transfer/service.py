@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import anyio
@@ -14,7 +14,6 @@ from anyio.abc import TaskGroup, TaskStatus
 from sdnet_core import PeerStream, PluginContext
 from sdnet_core.errors import (
     ConflictError,
-    InvalidRequestError,
     NetworkingError,
     NotFoundError,
 )
@@ -22,15 +21,19 @@ from sdnet_core.events import ConnectionEstablished, DeviceRemoved
 
 from .config import FileTransferConfig
 from .content import ContentService
-from .conversation import RecordStream
+from .fetching import Fetching, go_on
 from .incoming import Incoming
 from .jobs import Job, JobRecord, JobStore
-from .landing import remove_staging, staging_name
-from .limits import Limiter
+from .limits import LimitSettings, LimitStore, Rates
 from .outgoing import Outgoing, describe
-from .single import SingleProgress, SingleReceive, SingleSend
+from .serving import PURPOSE, Serving
+from .shares import ShareBook
+from .sharing import SharedFolders, check_absolute, new_id
+from .single import SingleTransfers
+from .slots import Slots
 from .source import Manifest, scan
 from .transfer import Transfer, TransferState
+from .trying import Trying
 
 __all__ = ["FileTransferService"]
 
@@ -40,25 +43,30 @@ _SWEEP_EVERY_S = 30.0
 _CANCEL_TIMEOUT_S = 12.0
 
 
-class FileTransferService:
-    """Sends files and folders to paired devices and receives theirs.
+class FileTransferService(SingleTransfers):
+    """Sends files and folders to paired devices, receives theirs, and shares folders with them.
 
     Get it with ``ctx.get_service(FileTransferService)``.
     """
 
     def __init__(self, ctx: PluginContext) -> None:
-        self._ctx = ctx
-        self._config: FileTransferConfig = ctx.config if ctx.config is not None else FileTransferConfig()
-        self._limiter = Limiter(ctx.clock.monotonic)
-        self.contents = ContentService(ctx, self._limiter)
+        config: FileTransferConfig = ctx.config if ctx.config is not None else FileTransferConfig()
+        super().__init__(ctx, config.min_free_bytes)
+        self._limits = LimitStore(ctx)
+        limiter = self._limits.limiter
+        self.contents = ContentService(ctx, limiter)
         """Contents of files for other plugins; they get it with ``ctx.get_service(ContentService)``."""
-        self._store = JobStore(ctx.storage)
+        self._store = JobStore(ctx, entries=config.history_entries, days=config.history_days)
         self._jobs: dict[uuid.UUID, Job] = {}
-        self._outgoing: dict[uuid.UUID, Outgoing] = {}
-        self._incoming = Incoming(ctx, self._config, self._store, self._jobs)
+        self._running: dict[uuid.UUID, Trying] = {}
+        self._incoming = Incoming(ctx, config, self._store, self._jobs, limiter)
+        self._shares = ShareBook(ctx.storage, ctx.run_blocking)
+        self.shared = SharedFolders(ctx, self._shares, self._add)
+        """Folders that this device shares with others, and what they share with it."""
+        self._serving = Serving(ctx, self._shares, self._store, self._jobs, limiter, self._wake)
         self._woken: dict[uuid.UUID, anyio.Event] = {}
         self._tasks: TaskGroup | None = None
-        self._slots: anyio.Semaphore | None = None
+        self._slots = Slots(config.max_active)
 
     # Running
 
@@ -67,7 +75,8 @@ class FileTransferService:
 
         :raises StorageError: the store cannot be read.
         """
-        self._slots = anyio.Semaphore(self._config.max_active)
+        await self._shares.load()
+        await self._limits.load()
         records = await self._store.load()
         try:
             async with anyio.create_task_group() as tasks:
@@ -79,7 +88,7 @@ class FileTransferService:
                     task_status.started()
                     async for event in events:
                         if isinstance(event, ConnectionEstablished):
-                            self._woken.pop(event.device_id, anyio.Event()).set()
+                            self._wake(event.device_id)
                         elif isinstance(event, DeviceRemoved):
                             tasks.start_soon(self._device_removed, event.device_id)
         finally:
@@ -88,51 +97,80 @@ class FileTransferService:
     def _take_up(self, record: JobRecord) -> None:
         job = Job(self._ctx, record)
         self._jobs[job.id] = job
-        if record.transfer.direction == "send":
+        if record.transfer.state.terminal:
+            return
+        if record.paused:
+            job.enter(TransferState.PAUSED)
+        elif record.transfer.direction == "send" or record.wanted:
             job.enter(TransferState.QUEUED)
             self._start(job)
-        elif not record.transfer.state.terminal:
+        else:
             job.enter(TransferState.WAITING, reason=f"{record.transfer.device_name} is away.")
 
     def _wake_event(self, device_id: uuid.UUID) -> anyio.Event:
         return self._woken.setdefault(device_id, anyio.Event())
 
-    def _start(self, job: Job, manifest: Manifest | None = None) -> None:
-        if self._tasks is None or self._slots is None:
-            raise ConflictError("The file transfer service is not running.")
-        job.idle = anyio.Event()
-        job.scope = anyio.CancelScope()
-        outgoing = self._outgoing[job.id] = Outgoing(
-            self._ctx, job, slots=self._slots, woken=self._wake_event, manifest=manifest
-        )
-        self._tasks.start_soon(self._run_outgoing, job, outgoing)
+    def _wake(self, device_id: uuid.UUID) -> None:
+        self._woken.pop(device_id, anyio.Event()).set()
 
-    async def _run_outgoing(self, job: Job, outgoing: Outgoing) -> None:
+    def _start(self, job: Job, manifest: Manifest | None = None) -> None:
+        if self._tasks is None:
+            raise ConflictError("The file transfer service is not running.")
+        job.scope = anyio.CancelScope()
+        trying: Trying
+        if job.record.wanted:
+            trying = Fetching(self._ctx, job, slots=self._slots, woken=self._wake_event, incoming=self._incoming)
+        else:
+            trying = Outgoing(
+                self._ctx,
+                job,
+                slots=self._slots,
+                woken=self._wake_event,
+                limiter=self._limits.limiter,
+                manifest=manifest,
+            )
+        self._running[job.id] = trying
+        self._tasks.start_soon(self._try, job, trying)
+
+    async def _try(self, job: Job, trying: Trying) -> None:
         assert job.scope is not None
         try:
             with job.scope:
-                await outgoing.run()
-            if job.final is None:
+                await trying.run()
+            if job.final is None and not job.record.paused:
                 job.end(TransferState.CANCELLED, reason=job.cancel_reason or "")
         except Exception:
             logger.exception("A transfer failed in an unexpected way.")
             job.end(TransferState.FAILED, reason="It failed in an unexpected way; the log says more.")
         finally:
-            del self._outgoing[job.id]
-        await self._store.conclude(job)
-        self._jobs.pop(job.id, None)
-        job.idle.set()
+            del self._running[job.id]
+        if job.final is None:
+            job.enter(TransferState.PAUSED)
+        elif job.id in self._jobs:
+            await self._store.conclude(job)
+            if job.transfer.direction == "send" or not job.transfer.resumable:
+                self._jobs.pop(job.id, None)
+        trying.ended.set()
 
     async def _sweep(self) -> None:
         while True:
             for job in list(self._jobs.values()):
                 try:
                     await self._incoming.expire(job)
+                    await self._serving.expire(job)
                 except NetworkingError as error:
                     logger.warning("What is left of a transfer could not be removed: %s", error)
+            try:
+                await self._store.tidy()
+            except NetworkingError as error:
+                logger.warning("The history of transfers could not be stored: %s", error)
             await anyio.sleep(_SWEEP_EVERY_S)
 
     async def _device_removed(self, device_id: uuid.UUID) -> None:
+        try:
+            await self._shares.forget(device_id)
+        except NetworkingError as error:
+            logger.warning("%s", error)
         for job in list(self._jobs.values()):
             if job.transfer.device_id == device_id:
                 try:
@@ -195,12 +233,14 @@ class FileTransferService:
         *,
         purpose: str = "send",
         grant_id: uuid.UUID | None = None,
+        priority: int = 0,
     ) -> Transfer:
         """Start to send files and folders; goes on in the background, over reconnects and restarts, until it is over.
 
         :param paths: absolute.
         :param purpose: ``send``, or what the other side granted it for.
         :param grant_id: the transfer id that the other side has granted; a new one is made without it.
+        :param priority: among the transfers that wait for their turn, the higher, the sooner.
         :returns: the transfer; its ``id`` is ``grant_id`` if that was given.
         :raises DeviceNotFoundError: the device is not paired.
         :raises InvalidRequestError: a path is missing or not absolute, or there is nothing to send.
@@ -209,16 +249,10 @@ class FileTransferService:
         device = self._ctx.get_device(device_id)
         texts = tuple(os.fspath(path) for path in paths)
         for text in texts:
-            if not os.path.isabs(text):
-                raise InvalidRequestError(f"{text} is not an absolute path.")
-            if not text.isprintable() and not _encodable(text):
-                raise InvalidRequestError("A path contains bytes that are not text.")
+            check_absolute(text)
         manifest = await self._ctx.run_blocking(scan, [Path(text) for text in texts])
-        transfer_id = grant_id if grant_id is not None else uuid.UUID(bytes=self._ctx.randomness.bytes(16), version=4)
-        if transfer_id in self._jobs:
-            raise ConflictError("There is a transfer with that id already.")
         transfer = Transfer(
-            id=transfer_id,
+            id=grant_id if grant_id is not None else new_id(self._ctx),
             direction="send",
             device_id=device_id,
             device_name=device.name,
@@ -227,16 +261,38 @@ class FileTransferService:
             paths=texts,
             created_at=self._ctx.clock.now(),
         )
-        job = Job(self._ctx, JobRecord(transfer=transfer))
+        job = Job(self._ctx, JobRecord(transfer=transfer, priority=priority))
         describe(job, manifest)
-        self._jobs[transfer_id] = job
+        await self._add(job, manifest)
+        return job.transfer
+
+    async def _add(self, job: Job, manifest: Manifest | None = None) -> None:
+        if job.id in self._jobs:
+            raise ConflictError("There is a transfer with that id already.")
+        self._jobs[job.id] = job
         try:
             await self._store.save(job.record)
             self._start(job, manifest)
         except BaseException:
-            self._jobs.pop(transfer_id, None)
+            self._jobs.pop(job.id, None)
             raise
-        return job.transfer
+
+    # Limits
+
+    def limits(self) -> LimitSettings:
+        """How fast bytes may go out and come in."""
+        return self._limits.limiter.settings
+
+    async def limit(self, rates: Rates, device_id: uuid.UUID | None = None) -> LimitSettings:
+        """Change how fast bytes may go, at once, also for what is under way.
+
+        :param device_id: for this device alone, besides what holds for all together; None for all together.
+        :raises InvalidRequestError: a limit is too low to be of use.
+        :raises StorageError: it could not be stored.
+        """
+        if device_id is not None:
+            self._ctx.get_device(device_id)
+        return await self._limits.change(rates, device_id)
 
     # Receiving
 
@@ -268,66 +324,26 @@ class FileTransferService:
             device, transfer_id, destination, max_bytes, expires, purpose, max_items=max_items
         )
 
+    async def serve_shared(self, stream: PeerStream) -> None:
+        """Serve one inbound stream of the protocol for shared folders."""
+        await self._serving.serve(stream)
+
     async def receive(self, stream: PeerStream) -> None:
         """Serve one inbound stream of the file transfer protocol."""
         await self._incoming.serve(stream)
 
-    # One transfer over a stream that another plugin has
+    def answer(self, transfer_id: uuid.UUID, accept: bool) -> Transfer:
+        """Say whether a transfer may come in about which a person is asked.
 
-    def send_single(
-        self,
-        stream: RecordStream,
-        transfer_id: uuid.UUID,
-        paths: Sequence[Path],
-        *,
-        purpose: str,
-        observe: Callable[[SingleProgress], None],
-    ) -> SingleSend:
-        """Make a transfer over a stream that the caller has agreed upon with a peer, paired or not.
-
-        It runs when its ``run`` is called, once: there is no queue, no second attempt, and nothing is kept of it.
-
-        :param stream: sealed; the other end calls `receive_single` at the same point.
-        :param observe: told of each new state, and of progress at most four times a second.
+        :raises NotFoundError: there is none with that id.
+        :raises ConflictError: it does not wait for an answer.
         """
-        return SingleSend(self._ctx, stream, transfer_id, paths, purpose=purpose, observe=observe)
-
-    def receive_single(
-        self,
-        stream: RecordStream,
-        transfer_id: uuid.UUID,
-        destination: Path,
-        *,
-        purpose: str,
-        max_bytes: int,
-        max_items: int,
-        observe: Callable[[SingleProgress], None],
-    ) -> SingleReceive:
-        """Make the receiving end of `send_single`.
-
-        :param transfer_id: what the sender must give; ``purpose`` too.
-        :param destination: folder that the files go to; created if it is missing.
-        :param max_bytes: the most it may have in all.
-        :param max_items: the most files and folders it may have.
-        """
-        return SingleReceive(
-            self._ctx,
-            stream,
-            transfer_id,
-            destination,
-            purpose=purpose,
-            max_bytes=max_bytes,
-            max_items=max_items,
-            min_free_bytes=self._config.min_free_bytes,
-            observe=observe,
-        )
-
-    async def clear_single(self, transfer_id: uuid.UUID, destination: Path) -> None:
-        """Remove what a single transfer that a crash cut short has left in a folder; harmless when there is nothing.
-
-        :raises StorageError: it cannot be removed.
-        """
-        await self._ctx.run_blocking(remove_staging, destination, staging_name(transfer_id.hex))
+        transfer = self.get(transfer_id)
+        job = self._jobs.get(transfer_id)
+        if job is None or transfer.state is not TransferState.ASKING:
+            raise ConflictError("This transfer does not wait for an answer.")
+        job.decide(accept)
+        return job.transfer
 
     # Ending
 
@@ -348,26 +364,104 @@ class FileTransferService:
         await self._stop(job, TransferState.CANCELLED, reason or "Cancelled here.")
         return job.transfer
 
+    async def pause(self, transfer_id: uuid.UUID) -> Transfer:
+        """Pause a transfer, from either side; it keeps what has arrived, also over restarts, until it is resumed.
+
+        :returns: how it stands then.
+        :raises NotFoundError: there is none with that id.
+        :raises ConflictError: it is over.
+        :raises StorageError: it could not be stored.
+        """
+        job = self._job(transfer_id)
+        if job.record.paused:
+            return job.transfer
+        job.note(paused=True)
+        running = self._running.get(job.id)
+        talking = running.pause() if running else self._incoming.pause(job) or self._serving.pause(job)
+        if running is not None:
+            if not talking and job.scope is not None:
+                job.scope.cancel()
+            await self._await_end(running.ended, job)
+        elif talking:
+            await self._await_end(job.idle, job)
+        if job.final is None:
+            job.enter(TransferState.PAUSED)
+            await self._store.save(job.record)
+        return job.transfer
+
+    async def resume(self, transfer_id: uuid.UUID) -> Transfer:
+        """Let a paused transfer go on.
+
+        :returns: how it stands then.
+        :raises NotFoundError: there is none with that id.
+        :raises ConflictError: it is over, or not paused.
+        :raises StorageError: it could not be stored.
+        """
+        job = self._job(transfer_id)
+        if not job.record.paused:
+            raise ConflictError("This transfer is not paused here.")
+        job.note(paused=False)
+        served = job.transfer.direction == "send" and job.transfer.purpose == PURPOSE
+        if (job.transfer.direction == "send" and not served) or job.record.wanted:
+            job.enter(TransferState.QUEUED)
+            await self._store.save(job.record)
+            self._start(job)
+        else:
+            job.enter(TransferState.WAITING, reason=f"Waits for {job.transfer.device_name} to go on.")
+            if not served:
+                await self._store.save(job.record)
+            if self._tasks is not None:
+                self._tasks.start_soon(self._tell_that_it_goes_on, job)
+        return job.transfer
+
+    async def _tell_that_it_goes_on(self, job: Job) -> None:
+        try:
+            if self._ctx.get_device(job.transfer.device_id).connected:
+                await go_on(self._ctx, job.transfer.device_id, job.id)
+        except NetworkingError as error:
+            logger.info("%s could not be told that a transfer goes on: %s", job.transfer.device_name, error.detail)
+
+    async def forget_history(self) -> int:
+        """Forget all transfers that are over.
+
+        :returns: how many there were.
+        :raises StorageError: it could not be stored.
+        """
+        return await self._store.forget_history()
+
+    def _job(self, transfer_id: uuid.UUID) -> Job:
+        job = self._jobs.get(transfer_id)
+        if job is None or job.transfer.state.terminal:
+            self.get(transfer_id)
+            raise ConflictError("This transfer is over already.")
+        return job
+
     async def _stop(self, job: Job, state: TransferState, reason: str) -> None:
         job.cancel_reason = reason
-        outgoing = self._outgoing.get(job.id)
-        if outgoing is not None:
-            if not outgoing.cancel(reason) and job.scope is not None:
+        job.decide(False)
+        running = self._running.get(job.id)
+        if running is not None:
+            job.note(paused=False)
+            if not running.cancel(reason) and job.scope is not None:
                 job.scope.cancel()
+            await self._await_end(running.ended, job)
         else:
-            self._incoming.cancel(job, reason)
-        with anyio.move_on_after(_CANCEL_TIMEOUT_S):
-            await job.idle.wait()
-        if not job.idle.is_set() and job.scope is not None:
-            job.scope.cancel()
-            await job.idle.wait()
-        if job.id in self._jobs and job.transfer.direction == "receive":
+            if not self._incoming.cancel(job, reason):
+                self._serving.cancel(job, reason)
+            await self._await_end(job.idle, job)
+        if job.id not in self._jobs:
+            return
+        if job.transfer.direction == "receive":
             await self._incoming.give_up(job, state, reason)
+        elif job.final is None:  # it was paused, or the other side did not go on with it
+            job.end(state, reason=reason)
+            await self._store.conclude(job)
+            self._jobs.pop(job.id, None)
 
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    async def _await_end(self, event: anyio.Event, job: Job) -> None:
+        """Wait until a conversation has ended in order; break it off if that takes too long."""
+        with anyio.move_on_after(_CANCEL_TIMEOUT_S):
+            await event.wait()
+        if not event.is_set() and job.scope is not None:
+            job.scope.cancel()
+            await event.wait()

@@ -25,7 +25,7 @@ from .sending import Cancelled, Sending
 from .source import Manifest, scan
 from .transfer import RateMeter, TransferState
 
-__all__ = ["SingleOutcome", "SingleProgress", "SingleReceive", "SingleSend"]
+__all__ = ["SingleOutcome", "SingleProgress", "SingleReceive", "SingleSend", "SingleTransfers"]
 
 _REPORT_EVERY_S = 0.25
 _CLOSE_TIMEOUT_S = 2.0
@@ -135,7 +135,7 @@ class SingleSend(_Single):
                 return SingleOutcome(state=TransferState.CANCELLED, reason=outcome.reason, by_peer=True)
             case PeerFailed():
                 return SingleOutcome(state=TransferState.FAILED, reason=outcome.reason, by_peer=True)
-            case Cancelled():
+            case _:
                 return SingleOutcome(state=TransferState.CANCELLED, reason=self._cancel_reason or "")
 
 
@@ -232,3 +232,66 @@ class SingleReceive(_Single):
 
     def _paths(self, received: Received) -> tuple[str, ...]:
         return tuple(str(self._destination / name) for name in received.names)
+
+
+class SingleTransfers:
+    """The part of `FileTransferService` for transfers over a stream that another plugin has."""
+
+    def __init__(self, ctx: PluginContext, min_free_bytes: int) -> None:
+        self._ctx = ctx
+        self._min_free_bytes = min_free_bytes
+
+    def send_single(
+        self,
+        stream: RecordStream,
+        transfer_id: uuid.UUID,
+        paths: Sequence[Path],
+        *,
+        purpose: str,
+        observe: Callable[[SingleProgress], None],
+    ) -> SingleSend:
+        """Make a transfer over a stream that the caller has agreed upon with a peer, paired or not.
+
+        It runs when its ``run`` is called, once: there is no queue, no second attempt, and nothing is kept of it.
+
+        :param stream: sealed; the other end calls `receive_single` at the same point.
+        :param observe: told of each new state, and of progress at most four times a second.
+        """
+        return SingleSend(self._ctx, stream, transfer_id, paths, purpose=purpose, observe=observe)
+
+    def receive_single(
+        self,
+        stream: RecordStream,
+        transfer_id: uuid.UUID,
+        destination: Path,
+        *,
+        purpose: str,
+        max_bytes: int,
+        max_items: int,
+        observe: Callable[[SingleProgress], None],
+    ) -> SingleReceive:
+        """Make the receiving end of `send_single`.
+
+        :param transfer_id: what the sender must give; ``purpose`` too.
+        :param destination: folder that the files go to; created if it is missing.
+        :param max_bytes: the most it may have in all.
+        :param max_items: the most files and folders it may have.
+        """
+        return SingleReceive(
+            self._ctx,
+            stream,
+            transfer_id,
+            destination,
+            purpose=purpose,
+            max_bytes=max_bytes,
+            max_items=max_items,
+            min_free_bytes=self._min_free_bytes,
+            observe=observe,
+        )
+
+    async def clear_single(self, transfer_id: uuid.UUID, destination: Path) -> None:
+        """Remove what a single transfer that a crash cut short has left in a folder; harmless when there is nothing.
+
+        :raises StorageError: it cannot be removed.
+        """
+        await self._ctx.run_blocking(remove_staging, destination, staging_name(transfer_id.hex))

@@ -6,23 +6,29 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from blake3 import blake3
 
-from sdnet_core.errors import InvalidRequestError
+from sdnet_core.errors import InvalidRequestError, NotFoundError
 
 from . import messages as m
+from .beneath import opened_beneath
 from .names import InvalidNameError, check_component, check_path, numbered, printable
 from .part import PAGE_BYTES
 from .recovery import hash_file
 
-__all__ = ["Left", "Manifest", "SourceReader", "scan"]
+__all__ = ["Left", "Manifest", "SourceReader", "scan", "scan_beneath"]
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LITTLE_ROOM = 4096
 _HASH_BUFFER_BYTES = 1 << 20
+
+_Lister: TypeAlias = Callable[[str, tuple[str, ...]], AbstractContextManager[Iterator[os.DirEntry[str]]]]
+"""Opens a folder, given its path and its place in the manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +51,15 @@ class Manifest:
     :ivar items: as they go over the wire.
     :ivar sources: by item, where it is here and which file it was (device, inode).
     :ivar left: what is not sent, and why.
+    :ivar root: a folder that all sources are in; they are opened beneath it, without following links. Empty: sources
+        are absolute paths.
     """
 
     items: list[m.Item] = field(default_factory=list)
     sources: list[tuple[str, int, int]] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
     total_bytes: int = 0
+    root: str = ""
 
     @property
     def files(self) -> int:
@@ -74,10 +83,40 @@ def scan(paths: Sequence[Path], *, max_items: int = m.MAX_ITEMS) -> Manifest:
         except OSError as error:
             raise InvalidRequestError(f"{path} cannot be read: {error.strerror}.") from error
         name = _free_name(path.name, stat.S_ISDIR(status.st_mode), taken)
-        _add(manifest, os.path.realpath(path), (name,), status, max_items)
+        _add(manifest, os.path.realpath(path), (name,), status, max_items, lambda folder, _: os.scandir(folder))
     if not manifest.items:
         reason = manifest.left[0].reason if manifest.left else "no path was given"
         raise InvalidRequestError(f"There is nothing to send: {reason}.")
+    return manifest
+
+
+def scan_beneath(root: str, parts: Sequence[str], name: str, *, max_items: int = m.MAX_ITEMS) -> Manifest:
+    """List a file or folder below a shared folder, following no link, not even one that is put there meanwhile.
+
+    :param parts: where it is below ``root``; empty for the folder itself.
+    :param name: what it is called if ``parts`` are empty.
+    :raises NotFoundError: there is nothing there, or a link stands in the way.
+    :raises InvalidRequestError: nothing can be sent, or there is too much.
+    """
+    manifest = Manifest(root=root)
+    try:
+        with opened_beneath(root) as folders:
+            if parts:
+                status = os.stat(parts[-1], dir_fd=folders.get(parts[:-1]), follow_symlinks=False)
+            else:
+                status = os.fstat(folders.get(()))
+            above = parts[:-1]
+            top = parts[-1] if parts else name
+
+            def entries(_: str, here: tuple[str, ...]) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
+                return os.scandir(folders.get((*above, *here) if parts else here[1:]))
+
+            _add(manifest, "/".join(parts), (top,), status, max_items, entries)
+    except OSError as error:
+        shown = printable("/".join(parts)) or name
+        raise NotFoundError(f"{shown} cannot be opened: {error.strerror}.") from error
+    if not manifest.items:
+        raise InvalidRequestError(f"There is nothing to send: {manifest.left[0].reason}.")
     return manifest
 
 
@@ -88,7 +127,9 @@ def _free_name(name: str, directory: bool, taken: set[str]) -> str:
     return free
 
 
-def _add(manifest: Manifest, path: str, parts: tuple[str, ...], status: os.stat_result, max_items: int) -> None:
+def _add(
+    manifest: Manifest, path: str, parts: tuple[str, ...], status: os.stat_result, max_items: int, list_folder: _Lister
+) -> None:
     pending: list[tuple[str, tuple[str, ...], os.stat_result]] = [(path, parts, status)]
     while pending:
         path, parts, status = pending.pop()
@@ -110,14 +151,14 @@ def _add(manifest: Manifest, path: str, parts: tuple[str, ...], status: os.stat_
         manifest.sources.append((path, status.st_dev, status.st_ino))
         manifest.total_bytes += size
         if directory:
-            pending += reversed(list(_entries(manifest, path, checked)))
+            pending += reversed(list(_entries(manifest, path, checked, list_folder)))
 
 
 def _entries(
-    manifest: Manifest, path: str, parts: tuple[str, ...]
+    manifest: Manifest, path: str, parts: tuple[str, ...], list_folder: _Lister
 ) -> Iterator[tuple[str, tuple[str, ...], os.stat_result]]:
     try:
-        with os.scandir(path) as entries:
+        with list_folder(path, parts) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         manifest.left.append(Left(printable(path), f"cannot be read: {error.strerror}"))
@@ -137,7 +178,7 @@ def _entries(
                 manifest.left.append(Left(printable(entry.path), "has the name of another file, written differently"))
             else:
                 seen.add(name)
-                yield entry.path, (*parts, entry.name), status
+                yield os.path.join(path, entry.name), (*parts, entry.name), status
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,14 +228,16 @@ class SourceReader:
         self._file = -1
         self._position = 0
         self._hasher = blake3()
+        self._opened = contextlib.ExitStack()
+        self._folders = self._opened.enter_context(opened_beneath(manifest.root)) if manifest.root else None
 
-    def fill(self, buffer: bytearray) -> Filled:
+    def fill(self, buffer: bytearray | memoryview) -> Filled:
         """Fill a record.
 
-        :param buffer: of `MAX_RECORD_BYTES`; what is beyond the length given back is undefined.
+        :param buffer: at most `MAX_RECORD_BYTES`; what is beyond the length given back is undefined.
         """
         view = memoryview(buffer)
-        buffer[0] = m.DATA
+        view[0] = m.DATA
         used = 1
         while not self._stop():
             room = len(view) - used - m.SEGMENT_HEADER.size - m.DIGEST_BYTES
@@ -206,7 +249,7 @@ class SourceReader:
             used += self._segment(view[used:], room)
         return Filled(used if used > 1 else 0, self.done_bytes, self.done_items)
 
-    def fill_all(self, buffers: Sequence[bytearray]) -> list[Filled]:
+    def fill_all(self, buffers: Sequence[bytearray | memoryview]) -> list[Filled]:
         """Fill several records, the last of which is empty when everything was read."""
         filled: list[Filled] = []
         for buffer in buffers:
@@ -260,7 +303,7 @@ class SourceReader:
         return start + length + m.DIGEST_BYTES
 
     def _begin(self, item: m.Item) -> None:
-        self._file = os.open(self._manifest.sources[self._item][0], _OPEN)
+        self._file = self._open_source(self._manifest.sources[self._item][0])
         self._check_unchanged(item)
         self._hasher = blake3()
         held = self._resume.get(self._item)
@@ -278,6 +321,12 @@ class SourceReader:
             self._hasher = hasher
             self._position = position
             self.done_bytes += position
+
+    def _open_source(self, path: str) -> int:
+        if self._folders is None:
+            return os.open(path, _OPEN)
+        parts = path.split("/")
+        return os.open(parts[-1], _OPEN, dir_fd=self._folders.get(parts[:-1]))
 
     def _read(self, data: memoryview) -> None:
         done = 0
@@ -317,5 +366,5 @@ class SourceReader:
 
     def close(self) -> None:
         """Close the file being read."""
-        with contextlib.suppress(OSError):
+        with self._opened, contextlib.suppress(OSError):
             self._close()

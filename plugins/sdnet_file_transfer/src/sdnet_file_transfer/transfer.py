@@ -22,6 +22,10 @@ class TransferState(StrEnum):
     """Waits for its turn."""
     WAITING = "waiting"
     """The other device is away; goes on by itself when it comes back."""
+    ASKING = "asking"
+    """This device's person is asked whether it may come in."""
+    PAUSED = "paused"
+    """A person here has paused it."""
     OFFERING = "offering"
     """Asks the other device, or reads back what is held already."""
     TRANSFERRING = "transferring"
@@ -62,6 +66,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     :param items: how many files there are; folders are not counted.
     :param paths: at the sender, what was named; at the receiver, what it was put under when it is done.
     :param destination: folder at the receiver; empty at the sender.
+    :param origin: what was asked for with `SharedFolders.get`, as ``share/path``; empty for all others.
     :param rate: bytes a second, averaged over the last seconds; 0 when nothing moves.
     :param eta_s: seconds left at that rate; None when that cannot be told.
     :param reason: why it waits, failed, was cancelled or rejected.
@@ -85,6 +90,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     eta_s: float | None = None
     paths: tuple[str, ...] = ()
     destination: str = ""
+    origin: str = ""
     reason: str = ""
     problems: tuple[FileProblem, ...] = ()
     resumable: bool = False
