@@ -185,6 +185,34 @@ async def test_of_two_connections_made_at_once_both_sides_keep_the_same_one() ->
     assert twice, "The race that this test is about did not happen in 20 rounds."
 
 
+async def test_a_peer_that_moved_is_not_taken_for_one_that_dialled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection that we dialled may seem alive for long; whoever dials us now has lost it."""
+    monkeypatch.setattr("sdnet_core.swarm.host._SIMULTANEOUS_S", 0.0)
+    seed = os.urandom(32)
+    async with running() as server:
+        before, moved = Libp2pSwarm(seed), Libp2pSwarm(seed)
+        async with before.run(), moved.run():
+            for place in (before, moved):
+                await place.listen(["/ip4/127.0.0.1/tcp/0"])
+            moved.set_stream_handler("/echo/1", echo)
+            await server.dial(before.peer_id, before.addresses)
+            assert server.dialled_address(before.peer_id) == before.addresses[0]
+            await moved.dial(server.peer_id, server.addresses)
+            stream = await moved_is_known(server, before)
+            await stream.send(b"here")
+            assert await stream.receive() == b"here"
+            assert server.dialled_address(moved.peer_id) is None  # the port that its dial came from is of no use
+            assert server.remote_address(moved.peer_id) not in (*before.addresses, None)
+
+
+async def moved_is_known(server: Libp2pSwarm, old: Libp2pSwarm) -> SwarmStream:
+    """A stream to a peer that has dialled us anew, over its new connection."""
+    with anyio.fail_after(30):
+        while server.dialled_address(old.peer_id) is not None:  # noqa: ASYNC110
+            await anyio.sleep(0.005)
+    return await server.open_stream(old.peer_id, ["/echo/1"])
+
+
 async def test_a_peer_that_connects_anew_replaces_its_old_connection() -> None:
     seed = os.urandom(32)
     async with running() as server:

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import anyio
 
-from ..session import ControlChannel, ControlEnd, EndReason, GoodbyeReason, Role, Session
+from ..session import ControlChannel, ControlEnd, EndReason, GoodbyeReason, Session
 
 __all__ = ["ConnectionState", "DeviceConnection", "explain_end", "transport_of"]
 
@@ -45,6 +45,7 @@ class DeviceConnection:
     """One session with a device, its control channel, and the streams that live on it.
 
     :param address: of the other side, as the swarm knows it.
+    :param dialled_address: the address, if the device can be dialled there again; None if it dialled us.
     :param opened_at: monotonic time, seconds.
     :ivar latency_s: smoothed round-trip time, None before the first ping.
     :ivar used_at: when a stream last ran on it, monotonic time, seconds; `look` moves it.
@@ -57,6 +58,7 @@ class DeviceConnection:
     session: Session
     control: ControlChannel
     address: str | None
+    dialled_address: str | None = None
     opened_at: float = 0.0
     latency_s: float | None = None
     used_at: float = 0.0
@@ -88,11 +90,6 @@ class DeviceConnection:
     def peer_id(self) -> str:
         """The peer at the other end."""
         return self.session.peer_id
-
-    @property
-    def dialled_address(self) -> str | None:
-        """The address, if the device can be dialled there again: not the source port of an inbound connection."""
-        return self.address if self.session.role is Role.INITIATOR else None
 
     def measured(self, round_trip_s: float) -> None:
         """Take one round-trip time into the average (EWMA, weight 1/8 as in RFC 6298)."""

@@ -98,6 +98,7 @@ class PersistentConnectionManager:
         self._watch = ConnectionWatch(
             pool=self._pool,
             clock=clock,
+            address_of=swarm.remote_address,
             keepalive_interval_s=settings.keepalive_interval_s,
             slept=self.look_around,
             silent=self._fell_silent,
@@ -358,6 +359,7 @@ class PersistentConnectionManager:
                 session=session,
                 control=ControlChannel(session, self._clock, self._randomness, self._keepalive(state.device)),
                 address=self._swarm.remote_address(session.peer_id),
+                dialled_address=self._swarm.dialled_address(session.peer_id),
                 opened_at=now,
                 used_at=now,
             )

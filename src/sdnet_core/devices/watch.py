@@ -30,6 +30,7 @@ PROBE_TIMEOUT_S = 5.0
 class ConnectionWatch:
     """Watches the connections of a node.
 
+    :param address_of: where the connection to a peer goes; of two that were made at once another one may stay.
     :param keepalive_interval_s: a sixth of it lies between two looks.
     :param slept: called with a sentence when the machine has slept.
     :param silent: called for a connection on which no answer came although one was asked for.
@@ -37,6 +38,7 @@ class ConnectionWatch:
 
     pool: ConnectionPool
     clock: Clock
+    address_of: Callable[[str], str | None]
     keepalive_interval_s: float
     slept: Callable[[str], None]
     silent: Callable[[DeviceConnection], Awaitable[None]]
@@ -55,6 +57,7 @@ class ConnectionWatch:
             now = self.clock.monotonic()
             for live in self.pool:
                 live.look(now)
+                live.address = self.address_of(live.peer_id) or live.address
                 if now - live.pinged_at >= PING_INTERVALS * self.keepalive_interval_s:
                     live.pinged_at = now
                     tasks.start_soon(self._measure, live)

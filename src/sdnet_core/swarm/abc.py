@@ -160,6 +160,10 @@ class Swarm(ABC):
         """The address of the connection to a peer, or None if there is none or it is not known."""
 
     @abstractmethod
+    def dialled_address(self, peer_id: str) -> str | None:
+        """Where the connection to a peer was dialled, so that it can be again; None if the peer dialled us."""
+
+    @abstractmethod
     async def open_stream(self, peer_id: str, protocols: Sequence[str], *, timeout_s: float = 10.0) -> SwarmStream:
         """Open a stream for the first of the protocols that the other side speaks.
 

@@ -36,7 +36,7 @@ class Connection(SwarmConn):
         self.way = direction
         self.address = address
         self.set_transport_info(muxed_conn.get_transport_addresses(), muxed_conn.get_connection_type())
-        self.opened_at = trio.current_time()
+        self.opened_at = self.begun_at = trio.current_time()
         self.generation = 0
         self.is_stranger = False
         self.half_open = 0

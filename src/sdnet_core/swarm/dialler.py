@@ -73,6 +73,7 @@ class _Race:
         self._network = network
         self._peer_id = peer_id
         self._addresses = addresses
+        self._begun_at = trio.current_time()
         self._commit = trio.Lock()
         self._over = trio.CancelScope()
 
@@ -174,7 +175,7 @@ class _Race:
                     return
                 with trio.fail_after(min(limit_s, _CROWDED_COMMIT_S) if len(self._addresses) > 1 else limit_s):
                     muxed = await self._network.multiplex(secured)
-                await self._network.add_conn(muxed, "outbound", str(address))
+                await self._network.add_conn(muxed, "outbound", str(address), begun_at=self._begun_at)
         except Exception as exc:
             self.reasons.append(f"{address}: {_explain(exc)}")
             await _discard(raw)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from sdnet_core.swarm import _fastecdsa as _fastecdsa
 
 # isort: split
+import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -32,19 +33,23 @@ from libp2p.stream_muxer.exceptions import MuxedStreamError
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
+from ..errors import ProtocolError
 from .abc import Connected, Direction, Disconnected, SwarmEvent
 from .connection import Connection
 from .handshakes import Handshakes
 from .muxed import MuxedConnection, MuxedStream, OwnSecurity
-from .negotiation import answer
+from .negotiation import answer, select
 from .upgrade import SwarmLimits, make_upgrader
 
 __all__ = ["Connection", "Host", "Network", "SwarmLimits", "make_upgrader"]
 
 logger = logging.getLogger(__name__)
 
-_SIMULTANEOUS_S = 15.0
-"""Connections in opposite directions that are made within this time were dialled at once: no dial takes longer."""
+_SIMULTANEOUS_S = 3.0
+"""A peer whose dial reaches us so soon after ours reached it began before it knew of ours; later it has lost ours."""
+_CONFIRM_S = 5.0
+_PING_PROTOCOL = "/ipfs/ping/1.0.0"
+"""Every libp2p peer answers to it, be it to say that it does not speak it."""
 _DRAIN_IDLE_S = 1.0
 """How long the surplus connection of two must have had no stream before the lower of the peers closes it."""
 _DRAIN_FOREIGN_IDLE_S = 4.0
@@ -165,6 +170,7 @@ class Network(Libp2pNetwork):
         if not self.has_room:
             logger.debug("refusing a connection: too many are open")
             return
+        begun_at = trio.current_time()
         raw: IRawConnection | OwnSecurity
         if isinstance(read_write_closer, OwnSecurity):
             raw = read_write_closer
@@ -187,7 +193,7 @@ class Network(Libp2pNetwork):
             logger.debug("an inbound connection from %s made room", raw.get_transport_addresses())
             return
         try:
-            connection = await self.add_conn(muxed, "inbound")
+            connection = await self.add_conn(muxed, "inbound", begun_at=begun_at)
         except SwarmException as exc:
             logger.debug("an inbound connection from %s was refused: %s", raw.get_transport_addresses(), exc)
             return
@@ -220,14 +226,26 @@ class Network(Libp2pNetwork):
         assert isinstance(muxed, MuxedConnection)
         return muxed
 
-    async def add_conn(self, muxed_conn: IMuxedConn, direction: str = "unknown", address: str = "") -> Connection:
-        """Start a multiplexed connection and register it."""
+    async def add_conn(
+        self,
+        muxed_conn: IMuxedConn,
+        direction: str = "unknown",
+        address: str = "",
+        *,
+        begun_at: float | None = None,
+    ) -> Connection:
+        """Start a multiplexed connection and register it.
+
+        :param begun_at: when it was accepted, or when dialling the peer began; now when None.
+        """
         assert isinstance(muxed_conn, MuxedConnection)
         way = Direction.INBOUND if direction == "inbound" else Direction.OUTBOUND
         if not address:
             addresses = muxed_conn.get_transport_addresses()
             address = str(addresses[0]) if addresses else ""
         connection = Connection(muxed_conn, self, way, address)
+        if begun_at is not None:
+            connection.begun_at = begun_at
         try:
             self.start_soon(muxed_conn.start)
             await muxed_conn.event_started.wait()
@@ -271,7 +289,7 @@ class Network(Libp2pNetwork):
         others: list[Any] = self.connections.get(peer_id, [])
         if others:
             old: Connection = others[0]
-            if new.way is not old.way and new.opened_at - old.opened_at < _SIMULTANEOUS_S:
+            if new.way is not old.way and new.begun_at - old.opened_at < _SIMULTANEOUS_S:
                 # Both sides dialled at once and have both connections now. Both prefer the one that the lower peer id
                 # dialled; the lower also closes the other one, once no stream is left on it, and the higher does so
                 # later if the lower has not.
@@ -282,6 +300,8 @@ class Network(Libp2pNetwork):
                     self.connections[peer_id] = [new, *others]
                 else:
                     self.connections[peer_id] = [*others, new]
+                if new.way is not lower_dialled:
+                    self.start_soon(self._confirm, old)
                 idle_s = _DRAIN_IDLE_S if we_are_lower else _DRAIN_FOREIGN_IDLE_S
                 self.start_soon(self._drain, old if new.way is lower_dialled else new, idle_s)
                 return
@@ -294,6 +314,17 @@ class Network(Libp2pNetwork):
         self.connections[peer_id] = [new]
         self._emit(Connected(str(peer_id), new.address, new.way, new.generation))
         self.connected.unpark_all()
+
+    async def _confirm(self, connection: Connection) -> None:
+        """Close a connection that new streams would go to if nothing answers on it any more."""
+        with trio.move_on_after(_CONFIRM_S) as deadline, contextlib.suppress(MuxedStreamError, ProtocolError):
+            stream = await connection.open_muxed()
+            try:
+                await select(stream, [_PING_PROTOCOL])
+            finally:
+                stream.abort()
+        if deadline.cancelled_caught:
+            await connection.close()
 
     async def _drain(self, connection: Connection, idle_s: float) -> None:
         """Close the surplus one of two connections when it has had no streams for ``idle_s``."""

@@ -38,7 +38,7 @@ from multiaddr import Multiaddr
 from ..errors import ConnectionFailedError, NetworkTimeoutError, ProtocolError, TransportError
 from . import hardening
 from ._events import EventQueue
-from .abc import AddressesChanged, StreamHandler, Swarm, SwarmEvent, SwarmStream
+from .abc import AddressesChanged, Direction, StreamHandler, Swarm, SwarmEvent, SwarmStream
 from .connection import Connection
 from .dialler import Dialler
 from .host import Host, Network, SwarmLimits, make_upgrader
@@ -275,6 +275,12 @@ class Libp2pSwarm(Swarm):
     def remote_address(self, peer_id: str) -> str | None:
         connection = self._network.best_connection(_parse_peer_id(peer_id))
         return connection.address or None if connection is not None else None
+
+    def dialled_address(self, peer_id: str) -> str | None:
+        connection = self._network.best_connection(_parse_peer_id(peer_id))
+        if connection is None or connection.way is not Direction.OUTBOUND:
+            return None
+        return connection.address or None
 
     async def open_stream(self, peer_id: str, protocols: Sequence[str], *, timeout_s: float = 10.0) -> SwarmStream:
         connection = self._network.best_connection(_parse_peer_id(peer_id))

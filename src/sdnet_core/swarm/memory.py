@@ -370,6 +370,10 @@ class MemorySwarm(Swarm):
         half = self._halves.get(peer_id)
         return None if half is None or half.address == f"{_PREFIX}0" else half.address
 
+    def dialled_address(self, peer_id: str) -> str | None:
+        half = self._halves.get(peer_id)
+        return half.address if half is not None and half.direction is Direction.OUTBOUND else None
+
     async def open_stream(self, peer_id: str, protocols: Sequence[str], *, timeout_s: float = 10.0) -> SwarmStream:
         await anyio.lowlevel.checkpoint()
         half = self._halves.get(peer_id)
