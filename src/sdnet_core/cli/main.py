@@ -33,6 +33,7 @@ _COMMANDS = {
     "plugin": "plugin",
     "plugins": "plugins",
     "restart": "node",
+    "service": "service",
     "start": "node",
     "status": "node",
     "stop": "node",
