@@ -110,7 +110,7 @@ def generated_pages() -> dict[str, str]:
     return pages
 
 
-@pytest.mark.parametrize("name", ["commands.md", "configuration.md", "errors.md", "hooks.md"])
+@pytest.mark.parametrize("name", ["commands.md", "configuration.md", "errors.md", "hooks.md", "../man/sdnet.1"])
 def test_the_reference_is_in_step_with_the_code(name: str) -> None:
     written = (DOCS / "reference" / name).read_text(encoding="utf-8")
     assert written == generated_pages()[name], "run: python tools/reference.py"

@@ -15,6 +15,7 @@ import msgspec
 
 from sdnet_core import config, errors, hookspecs
 from sdnet_core.cli.main import core_commands, sdnet
+from sdnet_core.cli.manual import manual_page
 from sdnet_core.settings_file import explain_setting
 
 FOLDER = Path(__file__).parent.parent / "docs" / "reference"
@@ -43,6 +44,11 @@ WHAT_TO_DO = {
 }
 
 
+def manual() -> str:
+    """The manual page of the core's commands."""
+    return manual_page(sdnet, click.Context(sdnet, info_name="sdnet"), only=core_commands())
+
+
 def pages() -> dict[str, str]:
     """The text of every page, by its file's name."""
     return {
@@ -50,6 +56,7 @@ def pages() -> dict[str, str]:
         "configuration.md": NOTE + configuration(),
         "hooks.md": NOTE + hooks(),
         "errors.md": NOTE + error_list(),
+        "../man/sdnet.1": manual(),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import ConnectionFailedError, NetworkingError, NetworkTimeoutError
-from .kit import Cli, format_size, format_time, json_option, pass_cli, quote_segment
+from .kit import Cli, complete_devices, format_size, format_time, json_option, pass_cli, quote_segment
 
 __all__ = ["devices", "ping"]
 
@@ -65,7 +65,7 @@ def list_devices(cli: Cli, as_json: bool) -> None:
 
 
 @devices.command(epilog="\b\nExamples:\n  sdnet devices info laptop\n  sdnet devices info 3f2a --json")
-@click.argument("device")
+@click.argument("device", shell_complete=complete_devices)
 @json_option
 @pass_cli
 def info(cli: Cli, device: str, as_json: bool) -> None:
@@ -115,7 +115,7 @@ def _traffic(connection: dict[str, Any], way: str) -> str:
 
 
 @devices.command(epilog="\b\nExamples:\n  sdnet devices trust phone verified\n  sdnet devices trust laptop trusted")
-@click.argument("device")
+@click.argument("device", shell_complete=complete_devices)
 @click.argument("trust", type=click.Choice(["trusted", "verified"]))
 @json_option
 @pass_cli
@@ -131,7 +131,7 @@ def trust(cli: Cli, device: str, trust: str, as_json: bool) -> None:
 
 
 @devices.command(epilog="\b\nExamples:\n  sdnet devices revoke phone")
-@click.argument("device")
+@click.argument("device", shell_complete=complete_devices)
 @json_option
 @pass_cli
 def revoke(cli: Cli, device: str, as_json: bool) -> None:
@@ -147,7 +147,7 @@ def revoke(cli: Cli, device: str, as_json: bool) -> None:
 @devices.command(
     epilog="\b\nExamples:\n  sdnet devices rename phone 'kitchen phone'\n  sdnet devices rename kitchen --reset"
 )
-@click.argument("device")
+@click.argument("device", shell_complete=complete_devices)
 @click.argument("name", required=False)
 @click.option("--reset", is_flag=True, help="Call it what it calls itself.")
 @json_option
@@ -164,7 +164,7 @@ def rename(cli: Cli, device: str, name: str | None, reset: bool, as_json: bool) 
     epilog="\b\nExamples:\n  sdnet devices configure nas --address /ip4/192.0.2.7/tcp/4001\n"
     "  sdnet devices configure phone --no-auto-connect"
 )
-@click.argument("device")
+@click.argument("device", shell_complete=complete_devices)
 @click.option("--auto-connect/--no-auto-connect", default=True, help="Connect whenever possible, or only when needed.")
 @click.option("--address", "addresses", multiple=True, help="Always look for it here, too; may be given several times.")
 @click.option("--transport", "transports", multiple=True, help="Preferred one, such as tcp or quic; the first first.")
@@ -183,7 +183,7 @@ def configure(cli: Cli, /, device: str, as_json: bool, **options: Any) -> None:
 
 
 @devices.command(epilog="\b\nExamples:\n  sdnet devices forget 'old laptop'")
-@click.argument("device")
+@click.argument("device", shell_complete=complete_devices)
 @json_option
 @pass_cli
 def forget(cli: Cli, device: str, as_json: bool) -> None:
@@ -203,7 +203,7 @@ def _say(cli: Cli, as_json: bool, answer: Any, text: str) -> None:
 
 
 @click.command(epilog="\b\nExamples:\n  sdnet ping laptop\n  sdnet ping 3f2a --count 10")
-@click.argument("device")
+@click.argument("device", shell_complete=complete_devices)
 @click.option("--count", type=click.IntRange(1, 10_000), default=3, show_default=True, help="How many pings.")
 @click.option(
     "--interval", type=click.FloatRange(0, 3600), default=0.5, show_default=True, help="Seconds between them."

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..daemon.client import ApiClient, ApiError, EventStream, quote_segment
+from ..errors import NetworkingError
 from .progress import BarProgress, LineProgress, Progress
 from .text import clean, format_duration, format_size, format_time
 
@@ -49,6 +50,7 @@ __all__ = [
     "EventStream",
     "Progress",
     "clean",
+    "complete_devices",
     "format_duration",
     "format_size",
     "format_time",
@@ -56,6 +58,9 @@ __all__ = [
     "pass_cli",
     "quote_segment",
 ]
+
+
+COMPLETION_TIMEOUT_S = 1.0
 
 
 class Cli:
@@ -181,6 +186,19 @@ class Cli:
 
 pass_cli = click.make_pass_decorator(Cli)
 """Decorator: gives the command its `Cli` as the first argument."""
+
+
+def complete_devices(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of paired devices, for the shell to complete an argument or option: ``shell_complete=complete_devices``.
+
+    Asks the running node; without one, or when it is slow, there are none.
+    """
+    try:
+        config = Cli(ctx.find_root().params.get("instance")).config
+        names = [str(device["name"]) for device in ApiClient(config, timeout_s=COMPLETION_TIMEOUT_S).get("/devices")]
+    except NetworkingError:
+        return []
+    return [name for name in names if name.lower().startswith(incomplete.lower())]
 
 
 def _remember_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:

@@ -25,9 +25,13 @@ __all__ = ["core_commands", "main"]
 _COMMANDS = {
     "approvals": "approvals",
     "audit": "audit",
+    "completion": "completion",
     "config": "config",
+    "data": "data",
     "devices": "devices",
+    "doctor": "doctor",
     "events": "events",
+    "man": "completion",
     "passphrase": "passphrase",
     "ping": "devices",
     "plugin": "plugin",
