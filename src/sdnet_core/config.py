@@ -13,7 +13,7 @@ import platform
 import re
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -32,6 +32,7 @@ __all__ = [
     "Paths",
     "PluginSettings",
     "load_config",
+    "log_overrides",
 ]
 
 _INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
@@ -96,11 +97,16 @@ class ConnectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[log]``
 
+    :param level: of everything that has no level of its own; of libraries, not below ``warning``.
+    :param levels: of single components, such as ``swarm=debug``; ``sdnet logs level`` lists them.
+    :param format: ``human`` or ``json``, one object a line.
     :param max_bytes: size at which the log file is rotated.
     :param backups: rotated files kept.
     """
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    levels: tuple[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]+=(debug|info|warning|error)$")], ...] = ()
+    format: Literal["human", "json"] = "human"
     max_bytes: Annotated[int, msgspec.Meta(ge=4096)] = 5_000_000
     backups: Annotated[int, msgspec.Meta(ge=0, le=100)] = 3
 
@@ -257,6 +263,17 @@ def build_config(
     if downloads is not None and not Path(downloads).expanduser().is_absolute():
         raise ConfigurationError(f"[node]: downloads = {downloads!r} is not an absolute path.")
     return Config(instance=name, paths=paths, plugins=_plugin_settings(plugins, env, paths.config_file), **values)
+
+
+def log_overrides(levels: Iterable[str]) -> dict[str, Any]:
+    """Settings of ``[log]`` from arguments: ``debug`` for everything, ``swarm=debug`` for one component."""
+    found: dict[str, Any] = {}
+    for level in levels:
+        if "=" in level:
+            found["levels"] = (*found.get("levels", ()), level)
+        else:
+            found["level"] = level
+    return found
 
 
 def variable_of(section: str, key: str) -> str:

@@ -22,6 +22,7 @@ from .errors import ConfigurationError, NotFoundError, PluginError, RefusedError
 from .event_bus import Subscription
 from .events import ConnectionEstablished, ConnectionLost, NetworkEvent, PluginFailed, PluginStateChanged
 from .hookspecs import AuthorizationRequest, Decision, Route, ServiceSpec
+from .log_context import log_context
 from .plugin_tasks import FailureBudget, PluginTasks, count_tasks
 from .plugins import PluginRecord, PluginSet, PluginState, check_strict
 from .protocols.handler import ProtocolHandler, ProtocolSpec
@@ -277,7 +278,11 @@ class NodePlugins:
         if registered is None:
             return
         try:
-            with anyio.fail_after(HANDLER_EVENT_TIMEOUT_S), self.serving(registered.plugin):
+            with (
+                log_context(device_id=device.device_id, peer_id=device.peer_id),
+                anyio.fail_after(HANDLER_EVENT_TIMEOUT_S),
+                self.serving(registered.plugin),
+            ):
                 for delivery in deliveries:
                     await registered.spec.handler.handle_delivery(device, delivery)
         except Exception as error:

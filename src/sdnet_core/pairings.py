@@ -38,6 +38,7 @@ from .events import (
     TrustChanged,
 )
 from .identity import is_small_order
+from .log_context import log_context
 from .session import GoodbyeReason
 
 __all__ = ["Pairings", "restore_devices"]
@@ -249,7 +250,8 @@ class Pairings:
             await self.store.save_pairing(revoked)
         except StorageError as error:
             # The list refuses the pairing; the next start takes the secret out of the record.
-            logger.warning("the record of device %s could not be overwritten: %s", revoked.device_id, error)
+            with log_context(device_id=revoked.device_id, peer_id=revoked.peer_id):
+                logger.warning("the record of device %s could not be overwritten: %s", revoked.device_id, error)
 
     async def _forget(self, device: PairedDevice) -> None:
         reason = "it was forgotten"
@@ -266,5 +268,6 @@ class Pairings:
         await self.connections.release(device.device_id, GoodbyeReason.NOT_PAIRED, reason, hang_up=device.peer_id)
 
     def _removed(self, device: PairedDevice, reason: str) -> None:
-        logger.warning("device %s (%s) is not paired any more: %s", device.device_id, device.name, reason)
+        with log_context(device_id=device.device_id, peer_id=device.peer_id):
+            logger.warning("device %s (%s) is not paired any more: %s", device.device_id, device.name, reason)
         self.events.publish(DeviceRemoved(device_id=device.device_id, device_name=device.name, reason=reason))

@@ -71,6 +71,7 @@ class Cli:
 
     def __init__(self, instance: str | None = None) -> None:
         self.instance = instance
+        self._overrides: dict[str, dict[str, Any]] = {}
         self.as_json = False
         """Whether the command was asked for JSON; errors are then printed as JSON too."""
 
@@ -82,7 +83,13 @@ class Cli:
         """
         from ..config import load_config
 
-        return load_config(self.instance)
+        return load_config(self.instance, overrides=self._overrides)
+
+    def override(self, section: str, **values: Any) -> None:
+        """Have arguments override settings of a section, for this command."""
+        self._overrides[section] = values
+        self.__dict__.pop("config", None)
+        self.__dict__.pop("client", None)
 
     @cached_property
     def client(self) -> ApiClient:

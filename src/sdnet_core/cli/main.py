@@ -31,6 +31,7 @@ _COMMANDS = {
     "devices": "devices",
     "doctor": "doctor",
     "events": "events",
+    "logs": "logs",
     "man": "completion",
     "passphrase": "passphrase",
     "ping": "devices",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..config import log_overrides
 from ..errors import NotRunningError
 from .kit import Cli, format_duration, json_option, pass_cli
 from .passphrase import explain_protection
@@ -21,15 +22,34 @@ _PASSPHRASE = click.option(
 )
 
 
+def _override_levels(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> None:
+    cli = ctx.find_object(Cli)
+    if cli is not None and values:
+        # Behind those of the file, of which they override the ones of the same component.
+        cli.override("log", **log_overrides([cli.config.log.level, *cli.config.log.levels, *values]))
+
+
+_LOG_LEVEL = click.option(
+    "--log-level",
+    multiple=True,
+    expose_value=False,
+    callback=_override_levels,
+    metavar="[COMPONENT=]LEVEL",
+    help="Log at least this: debug, info, warning, error. Repeatable, as in --log-level swarm=debug.",
+)
+
+
 @click.command(
     epilog="\b\nExamples:\n"
     "  sdnet start\n"
+    "  sdnet start --log-level swarm=debug --log-level session=debug\n"
     "  sdnet start --foreground            for service managers; Ctrl-C stops it\n"
     "  sdnet start --passphrase-fd 3 3< /run/secrets/sdnet\n"
     "  sdnet --instance test start"
 )
 @click.option("--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")
 @_PASSPHRASE
+@_LOG_LEVEL
 @_TCP
 @json_option
 @pass_cli
@@ -58,6 +78,7 @@ def stop(cli: Cli) -> None:
 
 @click.command(epilog="\b\nExamples:\n  sdnet restart                       after a change of settings")
 @_PASSPHRASE
+@_LOG_LEVEL
 @_TCP
 @json_option
 @pass_cli

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any
 
-from ..config import load_config
+from ..config import load_config, log_overrides
 from ..errors import NetworkingError
 from ..storage import Passphrase
 
@@ -24,10 +24,11 @@ def main() -> int:
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--passphrase-fd", type=int)
     parser.add_argument("--tcp", action="store_true")
+    parser.add_argument("--log-level", action="append", default=[])
     arguments = parser.parse_args()
     report = _Report(arguments.ready_fd)
     try:
-        config = load_config(arguments.instance)
+        config = load_config(arguments.instance, overrides={"log": log_overrides(arguments.log_level)})
         unlock = None if arguments.passphrase_fd is None else _read_passphrase(arguments.passphrase_fd)
         from .run import run_node
 

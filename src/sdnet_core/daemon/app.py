@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import InvalidRequestError
 from ..events import PluginFailed
 from ..hookspecs import ApiRequest, Route
+from .log import DaemonLog
 from .problems import encode_json, http_problem, problem_response
 from .protection_routes import ProtectionRoutes
 from .sse import EventStreamResponse
@@ -52,15 +53,17 @@ def create_app(
     *,
     stop: Callable[[], None],
     stopping: anyio.Event,
+    log: DaemonLog | None = None,
     guard: Callable[[ASGIApp], ASGIApp] | None = None,
 ) -> ASGIApp:
     """Make the ASGI application of a running node.
 
     :param stop: called when a client asked the node to stop and has its answer.
     :param stopping: set when the node stops; ends all event streams.
+    :param log: whose levels clients may change; None if the node's host takes care of logging.
     :param guard: wraps the application to refuse requests; see `require_token`.
     """
-    api = _CoreRoutes(core, stop)
+    api = _CoreRoutes(core, stop, log)
     routes = [_starlette_route("/v1", route, stopping) for route in api.routes()]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _on_http_error})
     app.router.redirect_slashes = False
@@ -95,8 +98,9 @@ def require_token(app: ASGIApp, token: str, hosts: Iterable[str]) -> ASGIApp:
 class _CoreRoutes:
     """The core's own routes."""
 
-    def __init__(self, core: NetworkingCore, stop: Callable[[], None]) -> None:
+    def __init__(self, core: NetworkingCore, stop: Callable[[], None], log: DaemonLog | None) -> None:
         self._core = core
+        self._log = log
         self._stop = stop
 
     def routes(self) -> list[Route]:
@@ -113,7 +117,7 @@ class _CoreRoutes:
             Route(method="POST", path="/stop", endpoint=self.stop, summary="Stop the node"),
             *TrustRoutes(self._core).routes(),
             *ProtectionRoutes(self._core).routes(),
-            *WatchRoutes(self._core).routes(),
+            *WatchRoutes(self._core, self._log).routes(),
         ]
 
     async def version(self, request: ApiRequest) -> Any:

@@ -74,6 +74,8 @@ def start_background(config: Config, *, passphrase: bytes | None = None, tcp: bo
     reader, writer = os.pipe()
     arguments = [sys.executable, "-P", "-m", "sdnet_core.daemon", "--instance", config.instance]
     arguments += ["--ready-fd", str(writer), *(["--tcp"] if tcp else [])]
+    for level in (config.log.level, *config.log.levels):
+        arguments += ["--log-level", level]
     passed = [writer]
     if passphrase is not None:
         passed.append(_pipe_of(passphrase))

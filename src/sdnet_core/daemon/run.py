@@ -20,7 +20,7 @@ from ..config import Config
 from ..errors import AlreadyRunningError, NetworkingError, StorageError
 from .app import create_app, require_token
 from .listener import ApiListener, open_listener
-from .log import configure_logging
+from .log import DaemonLog, configure_logging
 from .problems import encode_json, single_cause
 from .process import check_not_running
 from .secrecy import keep_memory_private
@@ -58,11 +58,11 @@ def run_node(
     keep_memory_private()
     check_not_running(config)
     try:
-        handlers = configure_logging(config, foreground=foreground)
+        log = configure_logging(config, foreground=foreground)
     except OSError as error:
         raise StorageError(f"The log {config.paths.log_file} cannot be written: {error.strerror}.") from error
     try:
-        _run_with_patience(partial(_run, config, tcp, on_ready, unlock), config)
+        _run_with_patience(partial(_run, config, tcp, on_ready, unlock, log), config)
     except Exception as error:
         cause = single_cause(error)
         if isinstance(cause, NetworkingError):
@@ -72,10 +72,7 @@ def run_node(
         reason = f"{type(cause).__name__}: {cause}".strip().removesuffix(".")
         raise NetworkingError(f"The node failed: {reason}. See {config.paths.log_file}.") from error
     finally:
-        logging.captureWarnings(False)
-        for handler in handlers:
-            logging.getLogger().removeHandler(handler)
-            handler.close()
+        log.close()
 
 
 def _run_with_patience(run: Callable[[], Awaitable[None]], config: Config) -> None:
@@ -91,20 +88,28 @@ def _run_with_patience(run: Callable[[], Awaitable[None]], config: Config) -> No
             check_not_running(config)
 
 
-async def _run(config: Config, tcp: bool, on_ready: Callable[[dict[str, Any]], None], unlock: Unlock | None) -> None:
-    await _Run(config, tcp, on_ready, unlock).run()
+async def _run(
+    config: Config, tcp: bool, on_ready: Callable[[dict[str, Any]], None], unlock: Unlock | None, log: DaemonLog
+) -> None:
+    await _Run(config, tcp, on_ready, unlock, log).run()
 
 
 class _Run:
     """One run of a node, from the start to the stop."""
 
     def __init__(
-        self, config: Config, tcp: bool, on_ready: Callable[[dict[str, Any]], None], unlock: Unlock | None
+        self,
+        config: Config,
+        tcp: bool,
+        on_ready: Callable[[dict[str, Any]], None],
+        unlock: Unlock | None,
+        log: DaemonLog,
     ) -> None:
         self._config = config
         self._unlock = unlock
         self._tcp = tcp
         self._on_ready = on_ready
+        self._log = log
         self._starting = anyio.CancelScope()
         self._ready = False
         self._stopping = anyio.Event()
@@ -145,10 +150,11 @@ class _Run:
         if (endpoint := listener.endpoint) is not None:
             hosts = (f"{endpoint.host}:{endpoint.port}", f"localhost:{endpoint.port}")
             guard = partial(require_token, token=endpoint.token, hosts=hosts)
-        app = create_app(core, stop=self.stop, stopping=self._stopping, guard=guard)
+        app = create_app(core, stop=self.stop, stopping=self._stopping, log=self._log, guard=guard)
         async with anyio.create_task_group() as group:
             await group.start(partial(serve, app, listener.socket, stopping=self._stopping))
             self._ready = True
+            self._log.warn_of_unknown()
             _logger.info("ready")
             self._on_ready(msgspec.json.decode(encode_json(core.status())))
 

@@ -1,4 +1,4 @@
-"""Routes of the local API that show what the node does: events."""
+"""Routes of the local API that show what the node does: events, and the levels of its log."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import re
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from ..errors import NotFoundError
 from ..events import NetworkEvent, Subscription
 from ..hookspecs import ApiRequest, Route
+from .log import DaemonLog
 from .moments import parse_moment
 from .sse import StreamItem
 
@@ -20,17 +24,28 @@ _EVENT_ID = re.compile(r"(?:([0-9a-f]{1,16})-)?(\d{1,15})")
 _BUFFER = 1024
 
 
-class WatchRoutes:
-    """Events, as they happen and as far back as they are kept."""
+class _LogBody(msgspec.Struct, forbid_unknown_fields=True):
+    level: str | None = None
+    levels: dict[str, str | None] = {}
 
-    def __init__(self, core: NetworkingCore) -> None:
+
+class WatchRoutes:
+    """Events, as they happen and as far back as they are kept; the levels of the log.
+
+    :param log: None if the node's host takes care of logging.
+    """
+
+    def __init__(self, core: NetworkingCore, log: DaemonLog | None) -> None:
         self._core = core
+        self._log = log
 
     def routes(self) -> list[Route]:
         """All of them, below ``/v1``."""
         return [
             Route(method="GET", path="/events", endpoint=self.events, summary="What happens, as it happens"),
             Route(method="GET", path="/events/recent", endpoint=self.recent, summary="What has happened"),
+            Route(method="GET", path="/log", endpoint=self.log, summary="The log's place and levels"),
+            Route(method="PATCH", path="/log", endpoint=self.change_log, summary="Change the log's levels"),
         ]
 
     async def events(self, request: ApiRequest) -> Any:
@@ -43,6 +58,17 @@ class WatchRoutes:
     async def recent(self, request: ApiRequest) -> Any:
         past = self._history(request, request.query.get("since", ""))
         return [event.to_dict() for event in past]
+
+    async def log(self, request: ApiRequest) -> Any:
+        if self._log is None:
+            raise NotFoundError("The program that this node runs in takes care of its log.")
+        return self._log.describe()
+
+    async def change_log(self, request: ApiRequest) -> Any:
+        body = request.body_as(_LogBody)
+        if self._log is not None:
+            self._log.change(body.level, body.levels)
+        return await self.log(request)
 
     def _numbered(self, events: Subscription) -> AsyncIterator[StreamItem]:
         return _Numbered(events, self._core.events.run)

@@ -22,6 +22,7 @@ from ..errors import (
     NetworkTimeoutError,
     ProtocolError,
 )
+from ..log_context import log_context
 from ..wire import MessageStream
 from .delivery import (
     MAX_BATCH_BYTES,
@@ -131,6 +132,10 @@ class Courier:
             tasks.start_soon(self._serve, lane)
 
     async def _serve(self, lane: Lane) -> None:
+        with log_context(device_id=lane.device_id):
+            await self._deliver(lane)
+
+    async def _deliver(self, lane: Lane) -> None:
         pause_s = 0.0
         in_vain = 0
         try:

@@ -24,6 +24,7 @@ from ..discovery.candidates import Discovery
 from ..errors import ConnectionFailedError, DeviceNotFoundError, NetworkingError, RefusedError
 from ..events import ConnectionEstablished, ConnectionLost, DeviceConfirmed, EventBus
 from ..identity import NetworkIdentity
+from ..log_context import log_context
 from ..session import ControlChannel, ControlEnd, ControlSettings, EndReason, GoodbyeReason, Session
 from ..swarm.abc import Swarm, SwarmStream
 from .connection import ConnectionState, DeviceConnection, explain_end
@@ -287,6 +288,10 @@ class PersistentConnectionManager:
         """Answer a peer that opened ``/sdnet/session/1``, and stay with the session until it ends."""
         state = self._registry.by_peer(stream.peer_id)
         device_id = None if state is None else state.device.device_id
+        with log_context(device_id=device_id, peer_id=stream.peer_id):
+            await self._serve(stream, device_id)
+
+    async def _serve(self, stream: SwarmStream, device_id: uuid.UUID | None) -> None:
         try:
             with self._maker.answering(device_id):
                 live = await self._install(await self._maker.answer(stream, device_id))

@@ -21,6 +21,7 @@ from ..config import ConnectionSettings
 from ..discovery.candidates import Discovery
 from ..errors import DeviceNotFoundError, NetworkingError, NetworkTimeoutError
 from ..events import ConnectionFailed, ConnectionStateChanged, EventBus
+from ..log_context import log_context
 from ..session import RefusalReason, SessionRefusedError
 from ..swarm.abc import Swarm
 from .connection import ConnectionState, DeviceConnection, transport_of
@@ -171,7 +172,11 @@ class Supervisor:
 
     async def run(self) -> None:
         """Keep the device connected until the scope is cancelled or the device is gone."""
-        with self.scope:
+        try:
+            peer_id = self._state().device.peer_id
+        except DeviceNotFoundError:
+            return
+        with self.scope, log_context(device_id=self.device_id, peer_id=peer_id):
             while True:
                 try:
                     state = self._state()

@@ -24,6 +24,7 @@ from ..devices.refusals import Refusals
 from ..devices.registry import Connected, DeviceRegistry, PairedState
 from ..devices.trust import Access, RemoteDevice, Trust
 from ..errors import NetworkingError, RefusedError
+from ..log_context import log_context
 from ..session import read_preamble
 from ..swarm.abc import SwarmStream
 from .handler import Capability, PeerStream
@@ -134,6 +135,12 @@ class Dispatcher:
         if registered is None:
             await stream.reset()
             return
+        state = self._devices.by_peer(stream.peer_id)
+        device_id = None if state is None else state.device.device_id
+        with log_context(device_id=device_id, peer_id=stream.peer_id):
+            await self._handle(stream, registered, device_id)
+
+    async def _handle(self, stream: SwarmStream, registered: RegisteredProtocol, device_id: uuid.UUID | None) -> None:
         try:
             if registered.spec.access is Access.STRANGER:
                 await self._handle_stranger(stream, registered)
@@ -141,8 +148,6 @@ class Dispatcher:
                 await self._handle_device(stream, registered)
         except _Refusal as error:
             logger.info("stream of %s from %s refused: %s", stream.protocol, stream.peer_id, error)
-            state = self._devices.by_peer(stream.peer_id)
-            device_id = None if state is None else state.device.device_id
             self._refusals.refused(stream.peer_id, device_id, registered.spec.protocol_name, error.detail)
             await stream.reset()
         except (NetworkingError, TimeoutError) as error:

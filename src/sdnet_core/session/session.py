@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from weakref import WeakSet
 
@@ -13,6 +14,8 @@ from sdnet_core.session.keys import Role, SessionKeys
 from sdnet_core.swarm.abc import SwarmStream
 
 __all__ = ["MAX_EPOCHS", "Session", "SessionTable", "keep_ours"]
+
+logger = logging.getLogger(__name__)
 
 MAX_EPOCHS = 4
 """Epochs of a session that live at a time: the current one and old ones that are ending."""
@@ -66,6 +69,8 @@ class Session:
         self._epochs = [Epoch(keys, clock, limits, self.traffic)]
         self._streams: WeakSet[SealedStream] = WeakSet()
         self.closed = False
+        self.rotations = 0
+        """How often its keys were changed."""
         self.control_stream = SealedStream(control, self._epochs[0], opener=Role.INITIATOR, number=0)
 
     def __repr__(self) -> str:
@@ -148,6 +153,8 @@ class Session:
         self._epochs.remove(epoch)
         self.epoch.retire()
         self._epochs.append(epoch)
+        self.rotations += 1
+        logger.info("the session with %s has new keys, until %.0f", self.peer_id, epoch.keys.expires_at)
 
     @property
     def can_rotate(self) -> bool:

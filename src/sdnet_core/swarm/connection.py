@@ -14,6 +14,7 @@ from libp2p.network.stream.net_stream import NetStream, StreamState
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 
+from ..log_context import log_context
 from .abc import Direction
 from .muxed import MuxedConnection, MuxedStream
 
@@ -69,7 +70,8 @@ class Connection(SwarmConn):
         stream = self._wrap(muxed_stream)
         in_order = False
         try:
-            await self.swarm.common_stream_handler(stream)
+            with log_context(peer_id=str(self.peer_id)):
+                await self.swarm.common_stream_handler(stream)
             in_order = True
         except Exception as exc:
             # A handler's failure must not leave this method: it would end the host.

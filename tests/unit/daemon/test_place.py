@@ -131,11 +131,11 @@ def test_the_log_is_private_and_rotates(
     config: Config, root_logger: logging.Logger, capfd: pytest.CaptureFixture[str]
 ) -> None:
     small = replace(config, log=LogSettings(level="info", max_bytes=4096, backups=2))
-    handlers = configure_logging(small, foreground=True)
+    log = configure_logging(small, foreground=True)
     for number in range(300):
         # Given to the handlers themselves: what a logger gets pytest keeps too, and its workers cannot pass this on.
         record = logging.LogRecord("sdnet_test", logging.INFO, __file__, 1, f"line {number}, with \ud800", None, None)
-        for handler in handlers:
+        for handler in log.handlers:
             handler.handle(record)
     logging.getLogger("sdnet_test").info("fine enough")
     logging.getLogger("libp2p.some.part").info("chatter")
@@ -151,6 +151,7 @@ def test_the_log_is_private_and_rotates(
     assert "chatter" not in text
     assert "too fine" not in text
     assert "line 299" in capfd.readouterr().err
+    log.close()
 
 
 def test_last_words_reach_the_log_also_after_a_rotation(config: Config) -> None:
