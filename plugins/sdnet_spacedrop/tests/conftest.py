@@ -16,7 +16,8 @@ from sdnet_file_transfer import FileTransferPlugin
 from sdnet_spacedrop import DropStatus, SpacedropPlugin, SpacedropService
 
 PLUGINS = (FileTransferPlugin, SpacedropPlugin)
-TIMEOUT_S = 20.0
+TIMEOUT_S = 40.0
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +12,9 @@ from sdnet_core.errors import SerializationError
 from sdnet_core.wire import Message, decode, encode
 from sdnet_spacedrop import messages as m
 
-GOLDEN = Path(__file__).parent / "golden"
+from . import test_meeting
+from .conftest import GOLDEN
+
 ID = bytes(range(16))
 PHOTO = m.SpacedropItem("été.jpg", False, 70_000, 1)
 FOLDER = m.SpacedropItem("holiday", True, 5_000_000_000, 12)
@@ -49,7 +50,7 @@ def test_the_bytes_on_the_wire_stay_what_they_are(name: str) -> None:
 
 
 def test_every_golden_file_is_a_sample() -> None:
-    assert {path.stem for path in GOLDEN.glob("*.cbor")} == set(SAMPLES)
+    assert {path.stem for path in GOLDEN.glob("*.cbor")} == set(SAMPLES) | set(test_meeting.SAMPLES)
 
 
 @pytest.mark.parametrize(
