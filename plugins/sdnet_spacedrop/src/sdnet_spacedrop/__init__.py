@@ -7,33 +7,58 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .drops import DropItem, DropStatus
-    from .events import SpacedropAnswered, SpacedropCompleted, SpacedropFailed, SpacedropOffered
+    from .events import (
+        SpacedropAnswered,
+        SpacedropCompleted,
+        SpacedropFailed,
+        SpacedropMet,
+        SpacedropOffered,
+        SpacedropVisibilityChanged,
+    )
+    from .finder import NearbyDevice
     from .machine import DropState, Role
     from .plugin import SpacedropPlugin
+    from .policies import DevicePolicy
     from .service import SpacedropService
     from .settings import SpacedropSettings
+    from .visibility import VisibilityStatus
 
 __all__ = [
+    "DevicePolicy",
     "DropItem",
     "DropState",
     "DropStatus",
+    "NearbyDevice",
     "Role",
     "SpacedropAnswered",
     "SpacedropCompleted",
     "SpacedropFailed",
+    "SpacedropMet",
     "SpacedropOffered",
     "SpacedropPlugin",
     "SpacedropService",
     "SpacedropSettings",
+    "SpacedropVisibilityChanged",
+    "VisibilityStatus",
 ]
 
 _HOMES = {
     "drops": ("DropItem", "DropStatus"),
-    "events": ("SpacedropAnswered", "SpacedropCompleted", "SpacedropFailed", "SpacedropOffered"),
+    "events": (
+        "SpacedropAnswered",
+        "SpacedropCompleted",
+        "SpacedropFailed",
+        "SpacedropMet",
+        "SpacedropOffered",
+        "SpacedropVisibilityChanged",
+    ),
+    "finder": ("NearbyDevice",),
     "machine": ("DropState", "Role"),
     "plugin": ("SpacedropPlugin",),
+    "policies": ("DevicePolicy",),
     "service": ("SpacedropService",),
     "settings": ("SpacedropSettings",),
+    "visibility": ("VisibilityStatus",),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -7,13 +7,23 @@ from dataclasses import dataclass
 
 from sdnet_core.events import NetworkEvent
 
-__all__ = ["SpacedropAnswered", "SpacedropCompleted", "SpacedropFailed", "SpacedropOffered"]
+__all__ = [
+    "SpacedropAnswered",
+    "SpacedropCompleted",
+    "SpacedropFailed",
+    "SpacedropMet",
+    "SpacedropOffered",
+    "SpacedropVisibilityChanged",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpacedropOffered(NetworkEvent):
     """A device offers files; a person has to say yes or no. Texts are safe to show.
 
+    :param device_id: None for a device that is not paired; then ``device_name`` is what it says of itself.
+    :param check: the number that the person compares with the sender's screen before accepting; empty if paired.
+    :param folder: where the files go unless another folder is chosen.
     :param names: the first of the files and folders.
     :param item_count: all files and folders, inside folders too.
     :param expires_at: when it is too late to answer, seconds since the epoch.
@@ -21,7 +31,7 @@ class SpacedropOffered(NetworkEvent):
 
     kind = "spacedrop-offered"
     drop_id: uuid.UUID
-    device_id: uuid.UUID
+    device_id: uuid.UUID | None
     device_name: str
     sender_name: str
     message: str
@@ -29,6 +39,39 @@ class SpacedropOffered(NetworkEvent):
     item_count: int
     total_bytes: int
     expires_at: float
+    check: str = ""
+    folder: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpacedropMet(NetworkEvent):
+    """A device nearby that is not paired wants to send something; its person compares the check number first.
+
+    Show the number. `SpacedropOffered` follows when the sender has confirmed it.
+
+    :param sender_name: what the device says of itself; safe to show.
+    :param check: the number that both screens show.
+    :param expires_at: until when the sender has time, seconds since the epoch.
+    """
+
+    kind = "spacedrop-met"
+    drop_id: uuid.UUID
+    sender_name: str
+    check: str
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpacedropVisibilityChanged(NetworkEvent):
+    """Who may send files to this device was changed.
+
+    :param visibility: ``everyone``, ``paired`` or ``off``.
+    :param until: when it changes back by itself, seconds since the epoch; None for never.
+    """
+
+    kind = "spacedrop-visibility-changed"
+    visibility: str
+    until: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +85,7 @@ class SpacedropAnswered(NetworkEvent):
     kind = "spacedrop-answered"
     drop_id: uuid.UUID
     role: str
-    device_id: uuid.UUID
+    device_id: uuid.UUID | None
     device_name: str
     accepted: bool
     code: str = ""
@@ -59,7 +102,7 @@ class SpacedropCompleted(NetworkEvent):
     kind = "spacedrop-completed"
     drop_id: uuid.UUID
     role: str
-    device_id: uuid.UUID
+    device_id: uuid.UUID | None
     device_name: str
     total_bytes: int
     folder: str = ""
@@ -76,7 +119,7 @@ class SpacedropFailed(NetworkEvent):
     kind = "spacedrop-failed"
     drop_id: uuid.UUID
     role: str
-    device_id: uuid.UUID
+    device_id: uuid.UUID | None
     device_name: str
     state: str
     reason: str

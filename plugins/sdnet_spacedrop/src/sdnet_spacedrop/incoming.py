@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -21,9 +22,11 @@ from .events import SpacedropOffered
 from .machine import DropState, ReceiverMachine, Role
 from .mover import Mover
 from .outgoing import publish_answer, send_cancel
+from .policies import Policies
 from .settings import SpacedropSettings
+from .visibility import Visibility
 
-__all__ = ["IncomingDrops"]
+__all__ = ["IncomingDrops", "check_folder", "publish_offer"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,8 @@ class IncomingDrops:
         book: DropBook,
         mover: Mover,
         settings: SpacedropSettings,
+        visibility: Visibility,
+        policies: Policies,
         *,
         start: Callable[[Callable[[Drop], Coroutine[Any, Any, None]], Drop], None],
     ) -> None:
@@ -54,6 +59,8 @@ class IncomingDrops:
         self._book = book
         self._mover = mover
         self._settings = settings
+        self._visibility = visibility
+        self._policies = policies
         self._start = start
         self._offers: dict[uuid.UUID, deque[float]] = {}
 
@@ -108,22 +115,26 @@ class IncomingDrops:
             drop.expires_at = self._ctx.clock.now() + timeout_s
         else:
             drop = self._book.add(ReceiverMachine(request), device, timeout_s=timeout_s)
-        if self._settings.policy == "accept-trusted" and device.trust is Trust.TRUSTED:
+        if self._policies.of(device.device_id) == "accept-trusted" and device.trust is Trust.TRUSTED:
             _receiver(drop).accept()
             self._start(self._admit_unasked, drop)
         else:
-            self._publish_offer(drop)
+            publish_offer(self._ctx, drop)
         drop.notify()
         return drop
 
     def _refusal(
         self, device: RemoteDevice, request: m.SpacedropRequest, known: Drop | None
     ) -> m.SpacedropResponse | None:
-        if self._settings.policy == "never":
+        if self._visibility.mode == "off" or self._policies.of(device.device_id) == "never":
             return _refuse(request, m.Refusal.POLICY, "This device takes no drops.")
         now = self._ctx.clock.monotonic()
         recent = self._offers.setdefault(device.device_id, deque(maxlen=MAX_OFFERS_PER_MINUTE))
-        pending = [drop for drop in self._book if drop.machine.role is Role.RECEIVER and not drop.answered.is_set()]
+        pending = [
+            drop
+            for drop in self._book
+            if drop.machine.role is Role.RECEIVER and drop.paired and not drop.answered.is_set()
+        ]
         of_device = sum(drop.device_id == device.device_id for drop in pending)
         if (
             len(pending) >= MAX_PENDING
@@ -189,11 +200,7 @@ class IncomingDrops:
         :raises InvalidRequestError: the folder cannot be one.
         :raises StorageError: the decision could not be kept.
         """
-        if folder is not None:
-            if not folder.is_absolute():
-                raise InvalidRequestError(f"{folder} is not an absolute path.")
-            if await self._ctx.run_blocking(_is_no_folder, folder):
-                raise InvalidRequestError(f"{folder} is not a folder.")
+        await check_folder(self._ctx, folder)
         _receiver(drop).accept()
         drop.folder = None if folder is None else str(folder)
         await self._admit(drop)
@@ -267,21 +274,38 @@ class IncomingDrops:
             return
         await self.follow(drop)
 
-    def _publish_offer(self, drop: Drop) -> None:
-        status = drop.status()
-        self._ctx.publish(
-            SpacedropOffered(
-                drop_id=drop.id,
-                device_id=drop.device_id,
-                device_name=drop.device_name,
-                sender_name=status.sender_name,
-                message=status.message,
-                names=tuple(item.name for item in status.items[:_NAMES_IN_EVENT]),
-                item_count=status.item_count,
-                total_bytes=status.total_bytes,
-                expires_at=drop.expires_at or 0.0,
-            )
+
+def publish_offer(ctx: PluginContext, drop: Drop) -> None:
+    """Tell that a person has to say yes or no."""
+    status = drop.status()
+    ctx.publish(
+        SpacedropOffered(
+            drop_id=drop.id,
+            device_id=drop.device_id,
+            device_name=drop.device_name,
+            sender_name=status.sender_name,
+            message=status.message,
+            names=tuple(item.name for item in status.items[:_NAMES_IN_EVENT]),
+            item_count=status.item_count,
+            total_bytes=status.total_bytes,
+            expires_at=drop.expires_at or 0.0,
+            check=drop.check,
+            folder=str(ctx.downloads_dir),
         )
+    )
+
+
+async def check_folder(ctx: PluginContext, folder: Path | None) -> None:
+    """See whether files can be put into a folder; it need not be there yet.
+
+    :raises InvalidRequestError: they cannot.
+    """
+    if folder is None:
+        return
+    if not folder.is_absolute():
+        raise InvalidRequestError(f"{folder} is not an absolute path.")
+    if reason := await ctx.run_blocking(_unusable, folder):
+        raise InvalidRequestError(reason)
 
 
 def _receiver(drop: Drop) -> ReceiverMachine:
@@ -294,5 +318,14 @@ def _refuse(request: m.SpacedropRequest, code: str, reason: str) -> m.SpacedropR
     return m.SpacedropResponse(transfer_id=request.transfer_id, accepted=False, code=code, reason=reason)
 
 
-def _is_no_folder(path: Path) -> bool:
-    return path.exists() and not path.is_dir()
+def _unusable(folder: Path) -> str:
+    """Why files cannot be put into a folder; empty if they can, as far as that can be told."""
+    try:
+        present = next(place for place in (folder, *folder.parents) if place.exists())
+    except OSError as error:
+        return f"{folder} cannot be used: {error.strerror}."
+    if not present.is_dir():
+        return f"{present} is not a folder."
+    if not os.access(present, os.W_OK | os.X_OK):
+        return f"You may not write into {present}."
+    return ""

@@ -24,6 +24,8 @@ class Role(StrEnum):
 class DropState(StrEnum):
     """Where a drop is."""
 
+    COMPARING = "comparing"
+    """With a device that is not paired: people compare the check number before anything is offered."""
     ASKING = "asking"
     ACCEPTED = "accepted"
     TRANSFERRING = "transferring"
@@ -40,6 +42,9 @@ class DropState(StrEnum):
 
 
 _NEXT: dict[DropState, frozenset[DropState]] = {
+    DropState.COMPARING: frozenset(
+        (DropState.ASKING, DropState.REJECTED, DropState.TIMED_OUT, DropState.CANCELLED, DropState.FAILED)
+    ),
     DropState.ASKING: frozenset(
         (DropState.ACCEPTED, DropState.REJECTED, DropState.TIMED_OUT, DropState.CANCELLED, DropState.FAILED)
     ),
@@ -56,6 +61,8 @@ _NEXT: dict[DropState, frozenset[DropState]] = {
 class OfferMachine:
     """What both sides share: one state, and the way it may go.
 
+    :param request: what is offered; None while it is not known.
+    :param drop_id: when there is no ``request`` to take it from.
     :ivar code: why it ended, as in `messages.Refusal`; empty while it goes on or when all is well.
     :ivar reason: the same for people.
     :ivar by_peer: the other side ended it.
@@ -63,9 +70,14 @@ class OfferMachine:
 
     role: ClassVar[Role]
 
-    def __init__(self, request: m.SpacedropRequest, *, state: DropState = DropState.ASKING) -> None:
-        self.request = request
-        self.state = state
+    def __init__(
+        self, request: m.SpacedropRequest | None, *, drop_id: uuid.UUID | None = None, state: DropState | None = None
+    ) -> None:
+        if request is None and drop_id is None:
+            raise ValueError("a drop has an id before it has an offer")
+        self.drop_id = uuid.UUID(bytes=request.transfer_id) if request is not None else drop_id or uuid.UUID(int=0)
+        self._request = request
+        self.state = state or DropState.ASKING
         self.code = ""
         self.reason = ""
         self.by_peer = False
@@ -76,9 +88,24 @@ class OfferMachine:
         return self.state is DropState.ASKING
 
     @property
-    def drop_id(self) -> uuid.UUID:
-        """The drop's id."""
-        return uuid.UUID(bytes=self.request.transfer_id)
+    def open(self) -> bool:
+        """Whether it waits for people: for their answer, or for the comparison before it."""
+        return self.state in (DropState.COMPARING, DropState.ASKING)
+
+    @property
+    def offered(self) -> bool:
+        """Whether it is known what is offered."""
+        return self._request is not None
+
+    @property
+    def request(self) -> m.SpacedropRequest:
+        """What is offered.
+
+        :raises ConflictError: that is not known yet.
+        """
+        if self._request is None:
+            raise ConflictError("The sender has not said yet what it wants to send.")
+        return self._request
 
     def transferring(self) -> None:
         """The first bytes move; harmless when they do already."""
@@ -115,7 +142,7 @@ class OfferMachine:
 
     def cancellation(self) -> m.SpacedropCancel:
         """What tells the other side that it is over, and why."""
-        return m.SpacedropCancel(transfer_id=self.request.transfer_id, reason=self.reason[: m.MAX_REASON_LENGTH])
+        return m.SpacedropCancel(transfer_id=self.drop_id.bytes, reason=self.reason[: m.MAX_REASON_LENGTH])
 
     def peer_cancelled(self, reason: str) -> None:
         """The other side does not want it any more.
@@ -125,12 +152,14 @@ class OfferMachine:
         self._go(DropState.CANCELLED, m.Refusal.CANCELLED, printable(reason), by_peer=True)
 
     def _check_id(self, transfer_id: bytes) -> None:
-        if transfer_id != self.request.transfer_id:
+        if transfer_id != self.drop_id.bytes:
             raise ProtocolError("The other side spoke of another drop.")
 
     def _go(self, state: DropState, code: str = "", reason: str = "", *, by_peer: bool = False) -> None:
         if state not in _NEXT[self.state]:
             past = "has ended already" if self.state.ended else "was answered already"
+            if self.state is DropState.COMPARING:
+                past = "was not offered yet"
             raise ConflictError(f"The drop {past}: it is {self.state}.")
         self.state, self.code, self.reason, self.by_peer = state, code, reason, by_peer
 
@@ -144,8 +173,8 @@ class SenderMachine(OfferMachine):
 
     role = Role.SENDER
 
-    def __init__(self, request: m.SpacedropRequest) -> None:
-        super().__init__(request)
+    def __init__(self, request: m.SpacedropRequest, *, state: DropState | None = None) -> None:
+        super().__init__(request, state=state)
         self.asked = False
         self.reached = False
 
@@ -155,16 +184,18 @@ class SenderMachine(OfferMachine):
         :raises ProtocolError: it is about another drop, or has no place here.
         """
         self._check_id(message.transfer_id)
-        if self.state is not DropState.ASKING:
+        if not self.open:
             raise ProtocolError("The receiver answered a drop that waits for no answer.")
         self.reached = True
         if isinstance(message, m.SpacedropAsked):
-            if self.asked:
+            if self.asked or self.state is DropState.COMPARING:
                 raise ProtocolError("The receiver said twice that it asks.")
             self.asked = True
         elif isinstance(message, m.SpacedropCancel):
             self.peer_cancelled(message.reason)
         elif message.accepted:
+            if self.state is DropState.COMPARING:
+                raise ProtocolError("The receiver accepted what was not offered yet.")
             self._go(DropState.ACCEPTED)
         else:
             ends = {
@@ -174,6 +205,15 @@ class SenderMachine(OfferMachine):
             }
             state = ends.get(message.code, DropState.REJECTED)
             self._go(state, message.code, printable(message.reason), by_peer=True)
+
+    def confirm(self) -> None:
+        """The person here has seen the same check number on the other screen; the offer may go out.
+
+        :raises ConflictError: there is nothing to compare, or no more.
+        """
+        if self.state is not DropState.COMPARING:
+            raise ConflictError(f"There is no number to compare: the drop is {self.state}.")
+        self._go(DropState.ASKING)
 
     def repeat(self) -> None:
         """The conversation broke off before the answer; the same offer is made again."""
@@ -198,10 +238,22 @@ class ReceiverMachine(OfferMachine):
     role = Role.RECEIVER
     interrupted = False
 
+    def offer(self, request: m.SpacedropRequest) -> None:
+        """The sender says what it offers, after the comparison.
+
+        :raises ProtocolError: it is about another drop, or comes a second time.
+        :raises ConflictError: the drop has ended.
+        """
+        self._check_id(request.transfer_id)
+        if self._request is not None:
+            raise ProtocolError("The sender made two offers.")
+        self._go(DropState.ASKING)
+        self._request = request
+
     def asked(self, timeout_s: float) -> m.SpacedropAsked:
         """Tell the sender that a person is being asked."""
         timeout_ms = round(1000 * max(0.0, min(timeout_s, m.MAX_ANSWER_TIMEOUT_S)))
-        return m.SpacedropAsked(transfer_id=self.request.transfer_id, timeout_ms=timeout_ms)
+        return m.SpacedropAsked(transfer_id=self.drop_id.bytes, timeout_ms=timeout_ms)
 
     def accept(self) -> None:
         """A person, or policy, takes it.
@@ -264,11 +316,11 @@ class ReceiverMachine(OfferMachine):
 
         :raises ConflictError: there is none yet.
         """
-        if self.state is DropState.ASKING:
+        if self.open:
             raise ConflictError("The drop is not answered yet.")
         accepted = self.state in (DropState.ACCEPTED, DropState.TRANSFERRING, DropState.COMPLETED)
         return m.SpacedropResponse(
-            transfer_id=self.request.transfer_id,
+            transfer_id=self.drop_id.bytes,
             accepted=accepted,
             code="" if accepted else self.code,
             reason="" if accepted else self.reason[: m.MAX_REASON_LENGTH],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Annotated, Final, TypeAlias
 
 import msgspec
@@ -26,6 +27,7 @@ __all__ = [
     "SpacedropItem",
     "SpacedropRequest",
     "SpacedropResponse",
+    "with_id",
 ]
 
 PROTOCOL_NAME: Final = "spacedrop"
@@ -153,3 +155,8 @@ FirstMessage: TypeAlias = SpacedropRequest | SpacedropCancel
 """What a stream begins with."""
 SenderMessage: TypeAlias = SpacedropAsked | SpacedropResponse | SpacedropCancel
 """What comes back to the sender of an offer."""
+
+
+def with_id(request: SpacedropRequest, drop_id: uuid.UUID) -> SpacedropRequest:
+    """The same offer under another id."""
+    return msgspec.structs.replace(request, transfer_id=drop_id.bytes)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from sdnet_core import PluginContext
 from sdnet_core.errors import ConflictError, NotFoundError
-from sdnet_file_transfer import FileTransferService, Transfer, TransferState, scan
+from sdnet_file_transfer import FileTransferService, SingleOutcome, SingleProgress, Transfer, TransferState, scan
 
 from . import messages as m
 from .drops import Drop
 from .machine import Role
+from .oneoff import OneOffStream
 from .text import printable
 
 __all__ = ["Mover", "Summary"]
@@ -53,6 +54,7 @@ class Mover:
             if (past.direction, past.device_id, past.purpose) != ("receive", drop.device_id, PURPOSE):
                 raise ConflictError("There is another transfer with this id.")
             return
+        assert drop.device_id is not None
         await self._files.grant(
             drop.device_id,
             drop.id,
@@ -71,6 +73,7 @@ class Mover:
         try:
             self._files.get(drop.id)
         except NotFoundError:
+            assert drop.device_id is not None
             await self._files.send(drop.device_id, drop.sources, purpose=PURPOSE, grant_id=drop.id)
         if drop.state.ended:  # cancelled while it was being started
             await self.stop(drop)
@@ -84,6 +87,46 @@ class Mover:
         async for transfer in self._files.watch(drop.id):
             _take_over(drop, transfer)
             drop.notify()
+
+    async def exchange(self, drop: Drop, stream: OneOffStream) -> None:
+        """Send or receive an accepted drop over a one-off stream, to its end.
+
+        :param stream: with a device that is not paired; it is closed at the end.
+        """
+        request = drop.machine.request
+
+        def observe(progress: SingleProgress) -> None:
+            drop.done_bytes, drop.rate_bytes_s = progress.done_bytes, progress.rate
+            if progress.state in (TransferState.TRANSFERRING, TransferState.VERIFYING):
+                drop.machine.transferring()
+            drop.notify()
+
+        if drop.machine.role is Role.SENDER:
+            paths = [Path(source) for source in drop.sources]
+            drop.single = self._files.send_single(stream, drop.id, paths, purpose=PURPOSE, observe=observe)
+        else:
+            drop.single = self._files.receive_single(
+                stream,
+                drop.id,
+                Path(drop.folder or self._ctx.downloads_dir),
+                purpose=PURPOSE,
+                max_bytes=request.total_bytes,
+                max_items=request.item_count,
+                observe=observe,
+            )
+        if drop.state.ended:  # cancelled before it began
+            drop.single.cancel(drop.machine.reason[: m.MAX_REASON_LENGTH])
+        outcome = await drop.single.run()
+        if stream.cancelled is not None and not drop.state.ended:
+            drop.machine.peer_cancelled(stream.cancelled)
+        _conclude(drop, outcome)
+
+    async def clear(self, drop: Drop) -> None:
+        """Remove what a one-off transfer that a crash cut short has left.
+
+        :raises StorageError: it cannot be removed.
+        """
+        await self._files.clear_single(drop.id, Path(drop.folder or self._ctx.downloads_dir))
 
     async def stop(self, drop: Drop) -> None:
         """End the transfer, or take back the permission for it; harmless when it is over."""
@@ -109,6 +152,20 @@ def _take_over(drop: Drop, transfer: Transfer) -> None:
         case TransferState.FAILED | TransferState.REJECTED:
             by_peer = transfer.state is TransferState.REJECTED
             machine.fail(printable(transfer.reason) or "The transfer failed.", by_peer=by_peer)
+
+
+def _conclude(drop: Drop, outcome: SingleOutcome) -> None:
+    machine = drop.machine
+    if machine.state.ended:
+        return
+    if outcome.state is TransferState.COMPLETED:
+        drop.paths = tuple(printable(path) for path in outcome.paths)
+        drop.done_bytes = machine.request.total_bytes
+        machine.complete()
+    elif outcome.state is TransferState.CANCELLED:
+        (machine.peer_cancelled if outcome.by_peer else machine.cancel)(outcome.reason)
+    else:
+        machine.fail(printable(outcome.reason) or "The transfer failed.", by_peer=outcome.by_peer)
 
 
 def _summarize(paths: Sequence[Path]) -> Summary:

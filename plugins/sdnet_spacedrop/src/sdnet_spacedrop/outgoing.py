@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import anyio
 
@@ -27,7 +28,7 @@ from .machine import DropState, Role, SenderMachine
 from .mover import Mover
 from .settings import SpacedropSettings
 
-__all__ = ["OutgoingDrops", "publish_answer", "send_cancel"]
+__all__ = ["FAREWELL_TIMEOUT_S", "GONE", "GRACE_S", "OutgoingDrops", "publish_answer", "send_cancel"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ REPEAT_INTERVAL_S = 0.5
 FAREWELL_TIMEOUT_S = 2.0
 
 _NO_ANSWER = "{} did not answer in time."
-_GONE = (NetworkingError, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
+GONE: Final = (NetworkingError, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
+"""What may come of telling a peer something that is not there any more."""
 
 
 class OutgoingDrops:
@@ -64,6 +66,17 @@ class OutgoingDrops:
         :raises RefusedError: too many drops are under way.
         """
         device = self._ctx.get_device(device_id)
+        request = await self.make_request(paths, message)
+        drop = self._book.add(SenderMachine(request), device, timeout_s=self._settings.answer_timeout_s)
+        drop.sources = tuple(str(path) for path in paths)
+        return drop
+
+    async def make_request(self, paths: Sequence[Path], message: str) -> m.SpacedropRequest:
+        """Make up an offer, for any device.
+
+        :raises InvalidRequestError: the message is too long, a path is missing, or there is nothing to send.
+        :raises RefusedError: too many drops are under way.
+        """
         if len(message) > m.MAX_MESSAGE_LENGTH:
             raise InvalidRequestError(f"The message is longer than {m.MAX_MESSAGE_LENGTH} characters.")
         if any("\ud800" <= character <= "\udfff" for character in message):
@@ -74,7 +87,7 @@ class OutgoingDrops:
         if sum(drop.machine.role is Role.SENDER and not drop.state.ended for drop in self._book) >= MAX_OUTGOING:
             raise RefusedError(f"{MAX_OUTGOING} drops are under way already; wait until some are done.")
         items, more_items, item_count, total_bytes = await self._mover.summarize(paths)
-        request = m.SpacedropRequest(
+        return m.SpacedropRequest(
             transfer_id=uuid.UUID(bytes=self._ctx.randomness.bytes(16), version=4).bytes,
             sender_name=self._ctx.local_device.name[: m.MAX_SENDER_NAME_LENGTH],
             message=message,
@@ -84,9 +97,6 @@ class OutgoingDrops:
             total_bytes=total_bytes,
             answer_timeout_ms=max(1, round(self._settings.answer_timeout_s * 1000)),
         )
-        drop = self._book.add(SenderMachine(request), device, timeout_s=self._settings.answer_timeout_s)
-        drop.sources = tuple(str(path) for path in paths)
-        return drop
 
     async def run(self, drop: Drop) -> None:
         """Carry out a drop to its end; never raises for what can go wrong with it."""
@@ -139,6 +149,7 @@ class OutgoingDrops:
         """Talk to the receiver until there is an answer, a person here cancels, or it takes too long."""
         deadline = anyio.current_time() + self._settings.answer_timeout_s + GRACE_S
         with drop.scope, anyio.CancelScope(deadline=deadline):
+            assert drop.device_id is not None
             while machine.asking:
                 try:
                     stream = await self._ctx.open_stream(drop.device_id, m.PROTOCOL_NAME, timeout_s=CONNECT_TIMEOUT_S)
@@ -167,7 +178,7 @@ class OutgoingDrops:
                 drop.asked = machine.asked
                 drop.notify()
         finally:
-            with anyio.move_on_after(FAREWELL_TIMEOUT_S, shield=True), suppress(*_GONE):
+            with anyio.move_on_after(FAREWELL_TIMEOUT_S, shield=True), suppress(*GONE):
                 if machine.asking and anyio.current_time() >= deadline:
                     await messages.send(machine.time_out(_NO_ANSWER.format(drop.device_name)))
                 elif machine.state is DropState.CANCELLED and not machine.by_peer:
@@ -193,8 +204,9 @@ def publish_answer(ctx: PluginContext, drop: Drop) -> None:
 
 async def send_cancel(ctx: PluginContext, drop: Drop, reason: str) -> None:
     """Tell the other side that a drop is cancelled, on a stream of its own; without it, it would notice later."""
+    assert drop.device_id is not None
     cancel = m.SpacedropCancel(transfer_id=drop.machine.request.transfer_id, reason=reason[: m.MAX_REASON_LENGTH])
-    with anyio.move_on_after(FAREWELL_TIMEOUT_S), suppress(*_GONE):
+    with anyio.move_on_after(FAREWELL_TIMEOUT_S), suppress(*GONE):
         stream = await ctx.open_stream(drop.device_id, m.PROTOCOL_NAME, timeout_s=FAREWELL_TIMEOUT_S)
         await stream.messages(max_bytes=m.MAX_MESSAGE_BYTES).send(cancel)
         await stream.aclose()

@@ -42,12 +42,15 @@ class SpacedropPlugin:
 
     @hookimpl
     def sdnet_protocols(self) -> Iterable[ProtocolSpec]:
-        from sdnet_core import Access, ProtocolSpec
+        from sdnet_core import Access, Capability, ProtocolSpec
 
+        from . import nearby_messages
         from .messages import MAX_MESSAGE_BYTES, PROTOCOL_NAME
-        from .service import SpacedropHandler
+        from .service import SpacedropHandler, StrangerHandler
 
         assert self._service is not None
+        # Nothing moves while a person thinks.
+        idle_timeout_s = self._service.settings.answer_timeout_s + _IDLE_MARGIN_S
         return [
             ProtocolSpec(
                 protocol_name=PROTOCOL_NAME,
@@ -57,9 +60,19 @@ class SpacedropPlugin:
                 max_message_bytes=MAX_MESSAGE_BYTES,
                 max_streams=64,
                 max_streams_per_peer=16,
-                # Nothing moves while a person thinks.
-                idle_timeout_s=self._service.settings.answer_timeout_s + _IDLE_MARGIN_S,
-            )
+                idle_timeout_s=idle_timeout_s,
+            ),
+            ProtocolSpec(
+                protocol_name=nearby_messages.PROTOCOL_NAME,
+                version=1,
+                handler=StrangerHandler(self._service),
+                access=Access.STRANGER,
+                max_message_bytes=nearby_messages.MAX_HANDSHAKE_BYTES,
+                max_streams=32,
+                max_streams_per_peer=2,
+                idle_timeout_s=idle_timeout_s,
+                capabilities=frozenset({Capability.STRANGERS, Capability.ADVERTISE}),
+            ),
         ]
 
     @hookimpl
