@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from sdnet_core.errors import ConflictError, InvalidRequestError, NotFoundError, RefusedError
-from sdnet_core.testing import record_events
+from sdnet_core.testing import linked_nodes, memory_node, record_events
 from sdnet_file_transfer import FileTransferService
-from sdnet_spacedrop import DropStatus, SpacedropMet, SpacedropOffered, finder
+from sdnet_spacedrop import DropStatus, SpacedropMet, SpacedropOffered, SpacedropService, finder
 
-from .conftest import Pair, configure, run_pair
+from .conftest import PLUGINS, Pair, configure, run_pair
 
 pytestmark = pytest.mark.anyio
 
@@ -216,24 +216,16 @@ async def test_visibility_off_is_for_paired_devices_too(home: Path, make_file: M
 
 
 async def test_a_stranger_who_calls_himself_like_a_paired_device_is_not_taken_for_it(home: Path) -> None:
-    from sdnet_core.clock import SystemRandomness
-    from sdnet_core.testing import linked_nodes
-    from sdnet_core.testing import pair as pair_nodes
-    from sdnet_spacedrop import SpacedropService
-
-    from .conftest import PLUGINS
-
     configure(home, "node2", EVERYONE)
-    async with linked_nodes(3, plugins=PLUGINS, home=home, paired=False) as (a, b, impostor):
-        await pair_nodes(a, b, SystemRandomness())
-        drops = a.get_service(SpacedropService)
-        finder_ = drops._finder
-        await drops.nearby()
-        stranger = finder_.strangers[impostor.identity.peer_id]
-        near = [
-            finder.NearbyDevice(id=stranger.id, name="node1", paired=False, connected=False, peer_id=stranger.peer_id)
-        ]
-        assert finder_._choose("node1", near, nearby=True).device_id == str(b.device_info.id)
+    async with linked_nodes(2, plugins=PLUGINS, home=home) as nodes:
+        other = memory_node(home, "node2", network=nodes.network, discovery=nodes.discovery, plugins=PLUGINS)
+        async with other as impostor:
+            a, b = nodes
+            found = a.get_service(SpacedropService)._finder
+            (_, stranger) = await found.look()
+            assert (stranger.name, stranger.peer_id) == ("node2", impostor.identity.peer_id)
+            same_name = [msgspec.structs.replace(stranger, name="node1")]
+            assert found._choose("node1", same_name, nearby=True).device_id == str(b.device_info.id)
 
 
 async def test_a_restart_ends_it_and_clears_away_what_was_left(home: Path, make_file: MakeFile) -> None:

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sdnet_core.clock import Clock
+from sdnet_core import Clock
 
 __all__ = ["StrangerBudget"]
 
