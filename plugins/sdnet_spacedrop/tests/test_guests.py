@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sdnet_core.errors import ConflictError, InvalidRequestError, NotFoundError, RefusedError
