@@ -56,7 +56,15 @@ def tests(session: nox.Session) -> None:
 def swarm_long(session: nox.Session) -> None:
     """Run the swarm's tests under load for as long as they should: long pauses, 2,000 connections."""
     env = {"SDNET_LONG_TESTS": "1"}
-    session.run(PYTHON, "-m", "pytest", "tests/hostile/test_swarm_load.py", *session.posargs, env=env)
+    session.run(
+        PYTHON,
+        "-m",
+        "pytest",
+        "tests/hostile/test_swarm_load.py",
+        "tests/hostile/test_swarm_quic.py",
+        *session.posargs,
+        env=env,
+    )
 
 
 @nox.session

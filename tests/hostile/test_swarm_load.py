@@ -21,7 +21,7 @@ import pytest
 import trio
 
 from sdnet_core.errors import ConnectionFailedError
-from sdnet_core.swarm.abc import AddressesChanged, Connected, SwarmStream
+from sdnet_core.swarm.abc import AddressesChanged, Connected, Disconnected, SwarmStream
 from sdnet_core.swarm.libp2p import Libp2pSwarm, SwarmLimits
 
 # isort: split
@@ -38,6 +38,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.libp2p]
 LONG = bool(os.environ.get("SDNET_LONG_TESTS"))
 PAUSE_S = 20 if LONG else 3
 MIB = 1024 * 1024
+LISTEN = {"tcp": "/ip4/127.0.0.1/tcp/0", "quic": "/ip4/127.0.0.1/udp/0/quic-v1", "ws": "/ip4/127.0.0.1/tcp/0/ws"}
 DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
 SYN, ACK, FIN, RST = 1, 2, 4, 8
 HEADER = struct.Struct("!BBHII")
@@ -50,10 +51,10 @@ async def echo(stream: SwarmStream) -> None:
 
 
 @asynccontextmanager
-async def running(limits: SwarmLimits | None = None) -> AsyncIterator[Libp2pSwarm]:
-    swarm = Libp2pSwarm(os.urandom(32), limits=limits)
+async def running(limits: SwarmLimits | None = None, transport: str = "tcp") -> AsyncIterator[Libp2pSwarm]:
+    swarm = Libp2pSwarm(os.urandom(32), limits=limits, transports=(transport,))
     async with swarm.run():
-        await swarm.listen(["/ip4/127.0.0.1/tcp/0"])
+        await swarm.listen([LISTEN[transport]])
         assert isinstance(await swarm.events.receive(), AddressesChanged)
         swarm.set_stream_handler("/echo/1", echo)
         yield swarm
@@ -238,7 +239,8 @@ async def test_slow_handshakes_keep_nobody_out() -> None:
             nursery.cancel_scope.cancel()
 
 
-async def test_a_reader_that_pauses_loses_nothing() -> None:
+@pytest.mark.parametrize("transport", LISTEN)
+async def test_a_reader_that_pauses_loses_nothing(transport: str) -> None:
     digests: list[bytes] = []
     done = anyio.Event()
 
@@ -251,7 +253,7 @@ async def test_a_reader_that_pauses_loses_nothing() -> None:
         digests.append(digest.digest())
         done.set()
 
-    async with running() as a, running() as b:
+    async with running(transport=transport) as a, running(transport=transport) as b:
         b.set_stream_handler("/slow/1", slow)
         await a.dial(b.peer_id, b.addresses)
         stream = await a.open_stream(b.peer_id, ["/slow/1"])
@@ -261,17 +263,18 @@ async def test_a_reader_that_pauses_loses_nothing() -> None:
             await stream.send(block)
             expected.update(block)
         await stream.send_eof()
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             await done.wait()
         assert digests == [expected.digest()]
 
 
-async def test_200_cancelled_large_writes_leave_the_connection_alive() -> None:
+@pytest.mark.parametrize("transport", LISTEN)
+async def test_200_cancelled_large_writes_leave_the_connection_alive(transport: str) -> None:
     async def swallow(stream: SwarmStream) -> None:
         async for _ in stream:
             pass
 
-    async with running() as a, running() as b:
+    async with running(transport=transport) as a, running(transport=transport) as b:
         b.set_stream_handler("/swallow/1", swallow)
         await a.dial(b.peer_id, b.addresses)
         assert isinstance(await a.events.receive(), Connected)
@@ -287,6 +290,25 @@ async def test_200_cancelled_large_writes_leave_the_connection_alive() -> None:
         stream = await a.open_stream(b.peer_id, ["/echo/1"])
         await stream.send(b"alive")
         assert await stream.receive() == b"alive"
+        # It is the same connection: nothing was lost and made anew.
+        assert stream.generation == 1
+
+
+@pytest.mark.parametrize("transport", LISTEN)
+async def test_400_connections_made_and_closed_and_one_more(transport: str) -> None:
+    """libp2p 0.8.1 never gives the place of an inbound connection back: the 250th ever is the last."""
+    async with running(transport=transport) as a, running(transport=transport) as b:
+        for number in range(401):
+            await a.dial(b.peer_id, b.addresses, timeout_s=60)
+            with anyio.fail_after(60):
+                assert isinstance(await b.events.receive(), Connected)
+                await (a.hang_up(b.peer_id) if number % 2 else b.hang_up(a.peer_id))
+                assert isinstance(await b.events.receive(), Disconnected)
+                assert [type(await a.events.receive()) for _ in range(2)] == [Connected, Disconnected]
+        await a.dial(b.peer_id, b.addresses)
+        stream = await a.open_stream(b.peer_id, ["/echo/1"])
+        await stream.send(b"one more")
+        assert await stream.receive() == b"one more"
 
 
 async def test_strangers_do_not_take_the_places_of_known_peers() -> None:
