@@ -108,6 +108,7 @@ class Pairings:
                 if device.pairing_id != pairing_id.bytes:
                     raise DeviceNotFoundError("That pairing was replaced by another one.")
                 await self.connections.confirm(device)
+                self.connections.reconsider(device_id)
             case PairingLost(device_id, pairing_id, reason):
                 await self._lost(device_id, pairing_id, reason)
             case SetTrust(device_id, trust):

@@ -35,7 +35,7 @@ async def stranger_stream(node: NetworkingCore, target: NetworkingCore) -> Async
 
 def request_of(node: NetworkingCore, target: NetworkingCore, code: PairingCode) -> PairingRequest:
     """What a joiner with this code says first."""
-    side = pairing(node)._local_side()
+    side = pairing(node).local_side()
     (command,) = JoinerMachine(side, target.identity.peer_id, code.keys()).handle(Start())
     assert isinstance(command, Send)
     assert isinstance(command.message, PairingRequest)

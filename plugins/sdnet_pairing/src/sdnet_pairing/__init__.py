@@ -1,4 +1,4 @@
-"""Pairing of two devices with a 12-word code.
+"""Pairing of two devices with a 12-word code, or by an introduction.
 
 The names below are the public interface; each is imported when it is first used.
 """
@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .code import CodeError, PairingCode
-    from .events import PairingCompleted, PairingFailed, PairingRequest, PairingStateChanged
+    from .events import (
+        IntroductionChanged,
+        IntroductionCompleted,
+        IntroductionFailed,
+        IntroductionRequested,
+        IntroductionStarted,
+        PairingCompleted,
+        PairingFailed,
+        PairingRequest,
+        PairingStateChanged,
+    )
+    from .introduction.messages import EndReason
+    from .introduction.service import IntroductionService
+    from .introduction.status import IntroducedDevice, IntroductionRole, IntroductionState, IntroductionStatus
     from .limits import PairingLimits
     from .service import CodeUsedError, PairingService, ShownCode
     from .session import PairingStatus, PeerDevice, Reason, Role, SessionState
@@ -19,7 +32,20 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "code": ("CodeError", "PairingCode"),
-    "events": ("PairingCompleted", "PairingFailed", "PairingRequest", "PairingStateChanged"),
+    "events": (
+        "IntroductionChanged",
+        "IntroductionCompleted",
+        "IntroductionFailed",
+        "IntroductionRequested",
+        "IntroductionStarted",
+        "PairingCompleted",
+        "PairingFailed",
+        "PairingRequest",
+        "PairingStateChanged",
+    ),
+    "introduction.messages": ("EndReason",),
+    "introduction.service": ("IntroductionService",),
+    "introduction.status": ("IntroducedDevice", "IntroductionRole", "IntroductionState", "IntroductionStatus"),
     "limits": ("PairingLimits",),
     "service": ("CodeUsedError", "PairingService", "ShownCode"),
     "session": ("PairingStatus", "PeerDevice", "Reason", "Role", "SessionState"),
@@ -31,6 +57,17 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "CodeError",
     "CodeUsedError",
+    "EndReason",
+    "IntroducedDevice",
+    "IntroductionChanged",
+    "IntroductionCompleted",
+    "IntroductionFailed",
+    "IntroductionRequested",
+    "IntroductionRole",
+    "IntroductionService",
+    "IntroductionStarted",
+    "IntroductionState",
+    "IntroductionStatus",
     "PairingCode",
     "PairingCompleted",
     "PairingFailed",

@@ -12,6 +12,8 @@ import msgspec
 from sdnet_core import ApiRequest, Route
 from sdnet_core.errors import InvalidRequestError
 
+from .introduction.service import IntroductionService
+from .introduction.status import IntroductionStatus
 from .service import PairingService
 from .session import PairingStatus
 
@@ -26,9 +28,40 @@ class _NewSession(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_s: float | None = None
 
 
-def routes(service: PairingService) -> list[Route]:
+class _NewIntroductions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    device: str
+    to: Annotated[list[str], msgspec.Meta(min_length=1, max_length=32)]
+
+
+def routes(service: PairingService, introductions: IntroductionService) -> list[Route]:
     """All routes of the plugin."""
-    api = _Api(service)
+    return [*_session_routes(_Api(service)), *_introduction_routes(_Introductions(introductions))]
+
+
+def _introduction_routes(api: _Introductions) -> list[Route]:
+    one = "/introductions/{id}"
+    return [
+        Route(
+            method="POST",
+            path="/introductions",
+            endpoint=api.introduce,
+            summary="Introduce a paired device to others; answers with one introduction for each",
+        ),
+        Route(method="GET", path="/introductions", endpoint=api.introductions, summary="All introductions"),
+        Route(method="GET", path=one, endpoint=api.introduction, summary="One introduction"),
+        Route(method="DELETE", path=one, endpoint=api.cancel, summary="Give up an introduction that this device makes"),
+        Route(
+            method="GET",
+            path=f"{one}/watch",
+            endpoint=api.watch,
+            summary="An introduction's state now and after each change, until it is over",
+        ),
+        Route(method="POST", path=f"{one}/accept", endpoint=api.accept, summary="Pair with the introduced device"),
+        Route(method="POST", path=f"{one}/reject", endpoint=api.reject, summary="Do not pair with it"),
+    ]
+
+
+def _session_routes(api: _Api) -> list[Route]:
     return [
         Route(
             method="POST",
@@ -82,6 +115,33 @@ class _Api:
 
     async def pending(self, request: ApiRequest) -> Any:
         return self._service.pending()
+
+    async def accept(self, request: ApiRequest) -> Any:
+        return self._service.accept(request.path["id"])
+
+    async def reject(self, request: ApiRequest) -> Any:
+        return self._service.reject(request.path["id"])
+
+
+class _Introductions:
+    def __init__(self, service: IntroductionService) -> None:
+        self._service = service
+
+    async def introduce(self, request: ApiRequest) -> Any:
+        wanted = request.body_as(_NewIntroductions)
+        return self._service.introduce_all(wanted.device, wanted.to)
+
+    async def introductions(self, request: ApiRequest) -> Any:
+        return self._service.introductions()
+
+    async def introduction(self, request: ApiRequest) -> IntroductionStatus:
+        return self._service.get(request.path["id"])
+
+    async def cancel(self, request: ApiRequest) -> Any:
+        return self._service.cancel(request.path["id"])
+
+    async def watch(self, request: ApiRequest) -> Any:
+        return self._service.watch(request.path["id"])
 
     async def accept(self, request: ApiRequest) -> Any:
         return self._service.accept(request.path["id"])

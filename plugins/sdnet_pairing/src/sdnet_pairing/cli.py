@@ -21,6 +21,15 @@ from sdnet_core.errors import (
     RefusedError,
 )
 
+from .introduction.cli import (
+    answer_introduction,
+    cancel_introduction,
+    introduce,
+    introductions,
+    pending_rows,
+    unless_unknown,
+)
+
 __all__ = ["pair"]
 
 _SESSIONS = "/pairing/sessions"
@@ -35,16 +44,23 @@ _COLUMNS = [
     ("left", "TIME LEFT"),
     ("detail", "DETAIL"),
 ]
-_PENDING_COLUMNS = [("id", "ID"), ("name", "DEVICE"), ("os", "OS"), ("fingerprint", "FINGERPRINT")]
+_PENDING_COLUMNS = [
+    ("id", "ID"),
+    ("name", "DEVICE"),
+    ("os", "OS"),
+    ("fingerprint", "FINGERPRINT"),
+    ("how", "HOW"),
+]
 
 
 @click.group()
 def pair() -> None:
-    """Pair this device with another one by a 12-word code.
+    """Pair this device with another one by a 12-word code, or by an introduction.
 
     \b
     On one device:        sdnet pair generate
     On the other device:  sdnet pair join
+    Or, on a device that is paired with both:  sdnet pair introduce tablet --to phone
     """
 
 
@@ -80,12 +96,12 @@ def generate(cli: Cli, auto_accept: bool, qr: bool, out: Path | None, no_wait: b
 
         file_format(out)
     session = cli.client.post(_SESSIONS, {"role": "initiator", "auto_accept": auto_accept})
+    if out is not None:
+        _write_code(cli, session, out)
     if as_json:
         cli.print_json(session, compact=not no_wait)
     else:
         _show_code(cli, session, qr=qr)
-    if out is not None:
-        _write_code(cli, session, out)
     if not no_wait:
         _finish(cli, session, as_json)
 
@@ -155,12 +171,21 @@ def status(cli: Cli, id: str | None, as_json: bool) -> None:
 @json_option
 @pass_cli
 def pending(cli: Cli, as_json: bool) -> None:
-    """List the devices that know a code of ours and wait for our answer."""
-    sessions = cli.client.get("/pairing/pending")
+    """List the devices that wait for our answer: they know a code of ours, or another device has introduced them.
+
+    Compare the fingerprint with the one that the device shows itself ('sdnet status' there).
+    """
+    sessions, introduced = cli.client.get("/pairing/pending"), pending_rows(cli)
     if as_json:
-        cli.print_json(sessions)
-    else:
-        cli.table([_row(session) for session in sessions], _PENDING_COLUMNS, empty="No device waits for an answer.")
+        cli.print_json([*sessions, *introduced])
+        return
+    rows = [{**_row(session), "how": "knows the code"} for session in sessions]
+    rows += [
+        {**device, "id": one["id"], "how": f"introduced by {one['introducer']}"}
+        for one in introduced
+        for device in one["devices"]
+    ]
+    cli.table(rows, _PENDING_COLUMNS, empty="No device waits for an answer.")
 
 
 @pair.command()
@@ -168,12 +193,15 @@ def pending(cli: Cli, as_json: bool) -> None:
 @json_option
 @pass_cli
 def accept(cli: Cli, id: str, as_json: bool) -> None:
-    """Pair with the device of the session ID, as 'pair pending' lists it.
+    """Pair with the device of the session or introduction ID, as 'pair pending' lists it.
 
     \b
     sdnet pair accept 3f2a
     """
-    session = cli.client.post(f"{_SESSIONS}/{quote_segment(id)}/accept")
+    session = unless_unknown(lambda: cli.client.post(f"{_SESSIONS}/{quote_segment(id)}/accept"))
+    if session is None:
+        answer_introduction(cli, id, "accept", as_json=as_json)
+        return
     last = _follow(cli, session["id"])
     if as_json:
         cli.print_json(last)
@@ -185,12 +213,15 @@ def accept(cli: Cli, id: str, as_json: bool) -> None:
 @json_option
 @pass_cli
 def reject(cli: Cli, id: str, as_json: bool) -> None:
-    """Do not pair with the device of the session ID. Its code is worthless then.
+    """Do not pair with the device of the session or introduction ID. A code is worthless then.
 
     \b
     sdnet pair reject 3f2a
     """
-    session = cli.client.post(f"{_SESSIONS}/{quote_segment(id)}/reject")
+    session = unless_unknown(lambda: cli.client.post(f"{_SESSIONS}/{quote_segment(id)}/reject"))
+    if session is None:
+        answer_introduction(cli, id, "reject", as_json=as_json)
+        return
     last = _follow(cli, session["id"])
     if as_json:
         cli.print_json(last)
@@ -203,16 +234,22 @@ def reject(cli: Cli, id: str, as_json: bool) -> None:
 @json_option
 @pass_cli
 def cancel(cli: Cli, id: str, as_json: bool) -> None:
-    """Give the session ID up, whichever side of it this device is. The code is worthless then.
+    """Give up the session ID, whichever side of it this device is, or the introduction ID that this device makes.
 
     \b
     sdnet pair cancel 3f2a
     """
-    session = cli.client.delete(f"{_SESSIONS}/{quote_segment(id)}")
-    if as_json:
+    session = unless_unknown(lambda: cli.client.delete(f"{_SESSIONS}/{quote_segment(id)}"))
+    if session is None:
+        cancel_introduction(cli, id, as_json=as_json)
+    elif as_json:
         cli.print_json(session)
     else:
         cli.print("The pairing is cancelled.")
+
+
+pair.add_command(introduce)
+pair.add_command(introductions)
 
 
 def _read_code(cli: Cli, words: Sequence[str]) -> str:

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 from sdnet_core.events import NetworkEvent
 
-__all__ = ["PairingCompleted", "PairingFailed", "PairingRequest", "PairingStateChanged"]
+__all__ = [
+    "IntroductionChanged",
+    "IntroductionCompleted",
+    "IntroductionFailed",
+    "IntroductionRequested",
+    "IntroductionStarted",
+    "PairingCompleted",
+    "PairingFailed",
+    "PairingRequest",
+    "PairingStateChanged",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,5 +77,88 @@ class PairingStateChanged(NetworkEvent):
 
     kind = "pairing-state-changed"
     session_id: uuid.UUID
+    role: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntroductionStarted(NetworkEvent):
+    """This device introduces two others to each other.
+
+    :param device_ids: the two.
+    :param device_names: what this device calls them.
+    """
+
+    kind = "introduction-started"
+    audited = True
+    introduction_id: uuid.UUID
+    device_ids: tuple[uuid.UUID, ...]
+    device_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntroductionRequested(NetworkEvent):
+    """A paired device introduces another one to this device.
+
+    :param introducer_id: who vouches.
+    :param device_name: what the introducer calls the other one.
+    :param fingerprint: of the other one's device key, as words.
+    :param asked: a person has to say yes or no; otherwise the settings have answered.
+    """
+
+    kind = "introduction-requested"
+    audited = True
+    introduction_id: uuid.UUID
+    introducer_id: uuid.UUID
+    introducer_name: str
+    device_id: uuid.UUID
+    device_name: str
+    fingerprint: str
+    peer_id: str
+    asked: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntroductionCompleted(NetworkEvent):
+    """Two devices are paired by an introduction.
+
+    :param role: of this device, ``introducer`` or ``introduced``.
+    :param device_ids: the other one; both at the introducer.
+    :param pending: the other one has not confirmed yet; the pairing counts as soon as it connects.
+    """
+
+    kind = "introduction-completed"
+    audited = True
+    introduction_id: uuid.UUID
+    role: str
+    device_ids: tuple[uuid.UUID, ...]
+    device_names: tuple[str, ...]
+    pending: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntroductionFailed(NetworkEvent):
+    """An introduction did not come about.
+
+    :param role: of this device, ``introducer`` or ``introduced``.
+    :param reason: for programs, as in `sdnet_pairing.EndReason`.
+    :param detail: for people.
+    """
+
+    kind = "introduction-failed"
+    audited = True
+    introduction_id: uuid.UUID
+    role: str
+    device_ids: tuple[uuid.UUID, ...]
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntroductionChanged(NetworkEvent):
+    """An introduction has come further."""
+
+    kind = "introduction-changed"
+    introduction_id: uuid.UUID
     role: str
     state: str

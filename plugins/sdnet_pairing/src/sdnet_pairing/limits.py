@@ -24,7 +24,10 @@ class PairingLimits:
     :param max_unproven: conversations whose other side has not proven yet that it knows a code; the oldest gives way.
     :param max_proven: conversations at once over one code.
     :param max_peers: peers that one joiner tries.
-    :param max_used_codes: session ids remembered as used; the oldest give way.
+    :param max_used_codes: session ids remembered as used, and introductions as seen; the oldest give way.
+    :param introduction_lifetime_s: how long an introduction waits for all three devices and their people; at most 3600.
+    :param max_introductions: introductions going on, and those that are over and still listed.
+    :param max_introductions_asked: those that wait for an answer here, from one introducer.
     """
 
     code_lifetime_s: float = 300.0
@@ -40,3 +43,6 @@ class PairingLimits:
     max_proven: int = 4
     max_peers: int = 8
     max_used_codes: int = 1024
+    introduction_lifetime_s: float = 600.0
+    max_introductions: int = 32
+    max_introductions_asked: int = 8

@@ -9,9 +9,11 @@ from sdnet_core import hookimpl
 
 if TYPE_CHECKING:
     import click
+    import msgspec
 
     from sdnet_core import PluginContext, ProtocolSpec, Route, ServiceSpec
 
+    from .introduction.service import IntroductionService
     from .limits import PairingLimits
     from .service import PairingService
 
@@ -19,27 +21,47 @@ __all__ = ["PairingPlugin"]
 
 
 class PairingPlugin:
-    """Pairs two devices with a 12-word code."""
+    """Pairs two devices with a 12-word code, or by an introduction."""
 
     limits: PairingLimits | None = None
     """Other bounds than the usual ones."""
     _service: PairingService
+    _introductions: IntroductionService
+
+    @hookimpl
+    def sdnet_config(self) -> type[msgspec.Struct]:
+        """``[plugins.pairing]``."""
+        from .settings import PairingSettings
+
+        return PairingSettings
 
     @hookimpl
     def sdnet_services(self, ctx: PluginContext) -> Iterable[ServiceSpec]:
-        """Run the sessions; the Python interface is `PairingService`."""
+        """Run sessions and introductions; the Python interfaces are `PairingService` and `IntroductionService`."""
         from sdnet_core import ServiceSpec
 
+        from .introduction.service import IntroductionService
         from .service import PairingService
 
         self._service = PairingService(ctx, self.limits)
-        return [ServiceSpec(name="pairing", run=self._service.run, api=self._service)]
+        self._introductions = IntroductionService(
+            ctx,
+            self._service.limits,
+            local_side=self._service.local_side,
+            interface=lambda: self._service.user_interface,
+        )
+        return [
+            ServiceSpec(name="pairing", run=self._service.run, api=self._service),
+            ServiceSpec(name="introductions", run=self._introductions.run, api=self._introductions),
+        ]
 
     @hookimpl
     def sdnet_protocols(self, ctx: PluginContext) -> Iterable[ProtocolSpec]:
-        """Serve ``/sdnet/pairing/1`` to strangers."""
+        """Serve ``/sdnet/pairing/1`` to strangers, and ``/sdnet/introduction/1`` to paired devices."""
         from sdnet_core import Access, Capability, ProtocolSpec
 
+        from .introduction.messages import MAX_MESSAGE_BYTES as MAX_INTRODUCTION_BYTES
+        from .introduction.service import PROTOCOL_NAME, IntroductionHandler
         from .messages import MAX_MESSAGE_BYTES
         from .service import PairingHandler
 
@@ -59,7 +81,17 @@ class PairingPlugin:
                 idle_timeout_s=limits.answer_timeout_s + limits.step_timeout_s,
                 deadline_s=talking_s + limits.step_timeout_s,
                 capabilities=frozenset({Capability.STRANGERS, Capability.PAIR, Capability.ADVERTISE}),
-            )
+            ),
+            ProtocolSpec(
+                protocol_name=PROTOCOL_NAME,
+                version=1,
+                handler=IntroductionHandler(self._introductions),
+                # One whose trust is only "verified" may introduce too: a person is asked in any case then.
+                access=Access.VERIFIED,
+                max_message_bytes=MAX_INTRODUCTION_BYTES,
+                max_streams_per_peer=4,
+                capabilities=frozenset({Capability.PAIR}),
+            ),
         ]
 
     @hookimpl
@@ -67,7 +99,7 @@ class PairingPlugin:
         """Serve ``/v1/pairing/…``."""
         from .api import routes
 
-        return routes(self._service)
+        return routes(self._service, self._introductions)
 
     @hookimpl
     def sdnet_commands(self) -> Iterable[click.Command]:

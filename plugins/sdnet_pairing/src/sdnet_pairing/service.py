@@ -76,7 +76,7 @@ class PairingService:
             self._ctx,
             self.limits,
             used=used,
-            local_side=self._local_side,
+            local_side=self.local_side,
             sessions=lambda: self._sessions,
             ask=self._ask,
         )
@@ -221,7 +221,8 @@ class PairingService:
             raise PluginError("Pairing is not possible while the node is starting or stopping.")
         return self._tasks
 
-    def _local_side(self) -> LocalSide:
+    def local_side(self) -> LocalSide:
+        """This device, as it shows itself in a conversation."""
         return LocalSide(
             device=self._ctx.local_device,
             sign=self._ctx.sign,
@@ -265,7 +266,7 @@ class PairingService:
 
     async def _join(self, session: PairingSession, hints: Sequence[Hint]) -> None:
         assert self._used is not None
-        joiner = Joiner(self._ctx, self.limits, session, used=self._used, local_side=self._local_side, hints=hints)
+        joiner = Joiner(self._ctx, self.limits, session, used=self._used, local_side=self.local_side, hints=hints)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._until_closed, session)
             try:
