@@ -11,7 +11,6 @@ import anyio
 import pytest
 
 from sdnet_core import NetworkingCore, Trust
-from sdnet_core.clock import SystemRandomness
 from sdnet_core.errors import ConflictError, InvalidRequestError, NotFoundError
 from sdnet_core.testing import LinkedNodes, linked_nodes, pair, record_events
 from sdnet_pairing import (
@@ -24,6 +23,7 @@ from sdnet_pairing import (
     ProgrammaticInterface,
 )
 
+from .conversation import Seeded
 from .nodes import PairingPlugin, pairing, until
 
 pytestmark = pytest.mark.anyio
@@ -39,8 +39,8 @@ async def three(**settings: Any) -> AsyncIterator[LinkedNodes]:
     tables: Mapping[str, Mapping[str, Any]] = {"plugins": {"pairing": settings}} if settings else {}
     async with linked_nodes(3, plugins=[PairingPlugin], paired=False, settings=tables) as nodes:
         v, a, b = nodes
-        await pair(v, a, SystemRandomness())
-        await pair(v, b, SystemRandomness())
+        await pair(v, a, Seeded("pair 0"))
+        await pair(v, b, Seeded("pair 1"))
         yield nodes
 
 
@@ -161,8 +161,8 @@ async def test_it_expires_when_nobody_answers() -> None:
 
     Hasty.__name__ = "PairingPlugin"
     async with linked_nodes(3, plugins=[Hasty], paired=False) as (v, a, b):
-        await pair(v, a, SystemRandomness())
-        await pair(v, b, SystemRandomness())
+        await pair(v, a, Seeded("pair 2"))
+        await pair(v, b, Seeded("pair 3"))
         started = introductions(v).introduce(a.device_info.id, b.device_info.id)
         await asked(a, b)
         introductions(a).accept(str(started.id))
@@ -186,7 +186,7 @@ async def test_the_introducer_can_cancel() -> None:
 
 async def test_devices_that_are_paired_already_stay_as_they_are() -> None:
     async with three(introductions="always") as (v, a, b):
-        await pair(a, b, SystemRandomness())
+        await pair(a, b, Seeded("pair 4"))
         before = root_of(a, b)
         started = introductions(v).introduce(a.device_info.id, b.device_info.id)
         end = await over(v, started.id)
@@ -197,7 +197,7 @@ async def test_devices_that_are_paired_already_stay_as_they_are() -> None:
 
 async def test_an_introduction_does_not_undo_a_revocation() -> None:
     async with three(introductions="always") as (v, a, b):
-        await pair(a, b, SystemRandomness())
+        await pair(a, b, Seeded("pair 5"))
         await a.revoke_device(b.device_info.id)
         started = introductions(v).introduce(a.device_info.id, b.device_info.id)
         assert (await over(a, started.id)).reason is EndReason.REVOKED
@@ -228,7 +228,7 @@ async def test_a_device_without_the_plugin_is_named() -> None:
 
         plain = memory_node(nodes.home, "plain", network=nodes.network, discovery=nodes.discovery)
         async with plain as b:
-            await pair(v, b, SystemRandomness())
+            await pair(v, b, Seeded("pair 6"))
             started = introductions(v).introduce(a.device_info.id, b.device_info.id)
             await asked(a)
             introductions(a).accept(str(started.id))
