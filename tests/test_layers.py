@@ -51,7 +51,7 @@ LAYERS = [
         "preview",
         "settings_file",
     },
-    {"bridge", "hosting", "testing"},
+    {"bridge", "coordinator", "hosting", "testing"},
     {"daemon"},
     {"cli"},
 ]

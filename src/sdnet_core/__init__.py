@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .identity import (
         DeviceInfo,
         Fingerprint,
+        HostIdentity,
         NetworkIdentity,
         is_small_order,
         peer_id_from_public_key,
@@ -54,6 +55,7 @@ _HOMES = {
     "identity": (
         "DeviceInfo",
         "Fingerprint",
+        "HostIdentity",
         "NetworkIdentity",
         "is_small_order",
         "peer_id_from_public_key",
@@ -79,6 +81,7 @@ __all__ = [
     "DeliveryOutcome",
     "DeviceInfo",
     "Fingerprint",
+    "HostIdentity",
     "InboundMessage",
     "NetworkIdentity",
     "NetworkingCore",

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar, cast
 import anyio
 
 from .config import Config
+from .coordinator import DeviceHost, DeviceStateCoordinator
 from .core import NetworkingCore
 from .devices.delivery import Priority
 from .devices.trust import RemoteDevice, Trust
@@ -26,7 +27,15 @@ from .identity import DeviceInfo
 from .plugins import PluginRecord
 from .protocols.handler import PeerStream
 
-__all__ = ["AsyncioCore", "AsyncioStream", "EventBridge", "EventSource", "SyncCore"]
+__all__ = [
+    "AsyncioCore",
+    "AsyncioStream",
+    "DeviceHost",
+    "DeviceStateCoordinator",
+    "EventBridge",
+    "EventSource",
+    "SyncCore",
+]
 
 S = TypeVar("S")
 

@@ -46,6 +46,7 @@ from .events import (
     Subscription,
 )
 from .hookspecs import Route
+from .identity import HostIdentity
 from .node_plugins import NodePlugins
 from .pairings import Pairings, restore_devices
 from .plugins import PluginRecord, PluginState
@@ -71,6 +72,7 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
     :param swarm: makes the swarm; libp2p by default.
     :param sources: makes the discovery sources; mDNS by default, if the configuration has it.
     :param unlock: opens the vault; the key file by default.
+    :param identity: kept by the host application; by default the node makes one at its first start and keeps it.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
         swarm: SwarmFactory | None = None,
         sources: SourcesFactory | None = None,
         unlock: Unlock | None = None,
+        identity: HostIdentity | None = None,
         clock: Clock | None = None,
         randomness: Randomness | None = None,
         runner: Runner = run_in_thread,
@@ -96,6 +99,7 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
             lambda identity: default_sources(config, identity, self.clock, self.randomness, far=self._far_source)
         )
         self._unlock = unlock or KeyFile()
+        self._host_identity = identity
         self._protocols = ProtocolRegistry()
         self._registry = DeviceRegistry(self.clock)
         self.approvals = Approvals(self.clock, self.randomness, self.events)
@@ -127,6 +131,7 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
             randomness=self.randomness,
             runner=self.runner,
             events=self.events,
+            host=self._host_identity,
         )
         self._vault, self._storage, self.audit, self._store = stores.vault, stores.storage, stores.audit, stores.devices
         self._node_store, revocations = stores.node, stores.revocations

@@ -12,7 +12,7 @@ from .devices.outbox_store import Sealer
 from .devices.records import DeviceStore
 from .devices.revocations import RevocationList
 from .events import EventBus
-from .identity import DeviceInfo, NetworkIdentity
+from .identity import DeviceInfo, HostIdentity, NetworkIdentity
 from .node_store import NodeStore
 from .storage import DirectoryLock, SecureStorage, Unlock, Vault, ensure_private_directory
 
@@ -43,11 +43,14 @@ async def open_stores(
     randomness: Randomness,
     runner: Runner,
     events: EventBus,
+    host: HostIdentity | None = None,
 ) -> Stores:
     """Take the data directory for this process and open what is in it; made at the first start.
 
     :param stack: gives the directory free in the end.
     :param events: the audit log takes from it.
+    :param host: the identity that a host application keeps.
+    :raises ConflictError: the data belong to another identity.
     :raises StorageError: it is in use, does not open, or is damaged beyond repair.
     """
     data = config.paths.data
@@ -62,7 +65,7 @@ async def open_stores(
     audit = AuditLog(data, vault.subkey("audit"), storage, clock=clock, runner=runner)
     events.add_tap(audit.take)
     node = NodeStore(storage, clock, randomness)
-    identity, device_info = await node.identity(config.device_name)
+    identity, device_info = await node.identity(config.device_name, host)
     revocations = RevocationList(
         data, vault.subkey("revocations"), storage, clock=clock, randomness=randomness, runner=runner
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import uuid
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import base58
@@ -20,6 +21,7 @@ __all__ = [
     "DeviceInfo",
     "DeviceName",
     "Fingerprint",
+    "HostIdentity",
     "NetworkIdentity",
     "is_small_order",
     "peer_id_from_public_key",
@@ -81,6 +83,20 @@ def verify(public_key: bytes, purpose: str, message: bytes, signature: bytes) ->
 
 def _signed(purpose: str, message: bytes) -> bytes:
     return f"sdnet/{purpose}/v1\0".encode() + message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostIdentity:
+    """An identity that a host application keeps, given to the node at each start; the node does not store the key.
+
+    :param seed: of the Ed25519 key, 32 bytes: the host guards it.
+    :param device_id: the device's UUID in the host's own records.
+    :param name: what other devices call this one; the configuration's when None.
+    """
+
+    seed: bytes = field(repr=False)
+    device_id: uuid.UUID
+    name: str | None = None
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
