@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .beneath import DirectoryCache, move_exclusive, open_directory, open_private_directory
+    from .beneath import DirectoryCache, move_exclusive, open_directory, open_private_directory, sync_filesystem
     from .config import FileTransferConfig
     from .content import ContentChangedError, ContentProvider, ContentService, Fetched, RemoteContent, open_beneath
     from .events import TransferCompleted, TransferEvent, TransferFailed, TransferProgress, TransferStarted
@@ -54,6 +54,7 @@ _MODULES = {
     "open_private_directory": "beneath",
     "open_beneath": "content",
     "scan": "source",
+    "sync_filesystem": "beneath",
 }
 
 __all__ = [
@@ -87,6 +88,7 @@ __all__ = [
     "open_directory",
     "open_private_directory",
     "scan",
+    "sync_filesystem",
 ]
 
 

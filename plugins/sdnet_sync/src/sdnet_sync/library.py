@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sdnet_core.errors import InvalidRequestError, NotFoundError, RefusedError
 
+from .folders.entries import LOCATION_KIND
 from .limits import MAX_BATCH_BYTES, MAX_BATCH_OPERATIONS, MAX_OPERATION_BYTES
 from .operations import Delete, EntryOperation, Put, Resolution, Role
 from .records import Conflict, Entry, LibraryStatus, MemberInfo, Value, Verification
@@ -75,8 +76,12 @@ class Library:
         self.replica = replica
         self.library = library
         self._watchers: set[Changes] = set()
+        self._followers: list[Callable[[Commit], None]] = []
         replica.listeners.append(self._committed)
-        replica.wants_changes = lambda: bool(self._watchers)
+        replica.wants_changes = self._wants_changes
+
+    def _wants_changes(self) -> bool:
+        return bool(self._watchers or self._followers) or LOCATION_KIND in self.replica.store.kinds
 
     def __repr__(self) -> str:
         return f"<Library {self.id}>"
@@ -214,6 +219,15 @@ class Library:
         finally:
             self._watchers.discard(changes)
 
+    @contextmanager
+    def following(self, listener: Callable[[Commit], None]) -> Iterator[None]:
+        """Call a function with every commit, from the event loop, for the length of the block."""
+        self._followers.append(listener)
+        try:
+            yield
+        finally:
+            self._followers.remove(listener)
+
     def _page(self, after: bytes, kind: str | None) -> list[tuple[bytes, Entry | None]]:
         rows = self.replica.store.page(after, PAGE, kind=kind)
         return [(key, None if state.kind.startswith("$") else self._entry(state)) for key, state in rows]
@@ -236,6 +250,8 @@ class Library:
         return entry_of(state, self.replica.view.settings, self._service.merges)
 
     def _committed(self, commit: Commit) -> None:
+        for follower in list(self._followers):
+            follower(commit)
         if not self._watchers:
             return
         if commit.many:

@@ -42,6 +42,8 @@ class SyncPlugin:
     def sdnet_protocols(self, ctx: PluginContext) -> Iterable[ProtocolSpec]:
         from sdnet_core import Access, ProtocolSpec
 
+        from .folders.content_messages import MAX_CONTENT_FRAME_BYTES
+        from .folders.serving import ContentHandler
         from .handler import SyncHandler
         from .link import MAX_FRAME_BYTES
 
@@ -55,7 +57,15 @@ class SyncPlugin:
                 max_streams_per_peer=8,
                 # A link is quiet while nothing changes; that its connection is alive is the connection's own affair.
                 idle_timeout_s=86400.0,
-            )
+            ),
+            ProtocolSpec(
+                protocol_name="sync-content",
+                version=1,
+                handler=ContentHandler(self._service.folders, ctx.run_blocking),
+                access=Access.TRUSTED,
+                max_message_bytes=MAX_CONTENT_FRAME_BYTES,
+                max_streams_per_peer=16,
+            ),
         ]
 
     @hookimpl

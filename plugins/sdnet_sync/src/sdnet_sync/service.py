@@ -25,11 +25,11 @@ from sdnet_core.wire import Message, MessageStream
 from . import messages, records
 from .catalog import Catalog, LibraryRecord
 from .compare import Comparison, answer_comparison
+from .folders.service import CHANNEL, FolderService
 from .invitations import Invitations, change_role
 from .library import Library
 from .limits import MAX_NAME
 from .linker import PROTOCOL_NAME
-from .maintenance import forget_deletions, prune_log, unacknowledged
 from .operations import Membership, Put, Role
 from .records import LibraryStatus, MemberInfo, Verification
 from .replica import Commit, Replica
@@ -37,15 +37,13 @@ from .settings import SyncSettings
 from .sharing import Sharing, SignalHandler
 from .store import LIBRARY_KIND, LibraryKeys, Store
 from .strategies import Merge
-from .transaction import Transaction
+from .upkeep import Upkeep
 from .vectors import ahead
 
 __all__ = ["SignalHandler", "SyncService"]
 
 logger = logging.getLogger(__name__)
 
-ACKNOWLEDGE_BATCHES = 256
-"""Others are told what we have at the latest after so many batches."""
 OPEN_STATES = ("joining", "active", "leaving", "left", "removed")
 
 
@@ -61,12 +59,13 @@ class SyncService:
         self.merges: dict[str, Merge] = {}
         self._catalog = Catalog(ctx.storage)
         self._stopped: dict[bytes, anyio.CancelScope] = {}
-        self._last_commit: dict[bytes, float] = {}
         self._tasks: TaskGroup | None = None
         self._sharing = Sharing(ctx, self._catalog, self._greet, relay_delay_s=self._settings.relay_delay_s)
         self._libraries = self._sharing.libraries
         self.replica = self._sharing.replica
         self._invitations = Invitations(ctx, self._catalog, self.replica, self._sharing.changed, self._open)
+        self._upkeep = Upkeep(ctx, self._settings, self._libraries, self._sharing.retry, self.remove)
+        self.folders = FolderService(ctx, self._settings, self)
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled.
@@ -84,12 +83,16 @@ class SyncService:
                         except NetworkingError as error:
                             logger.error("a library cannot be opened and stays closed: %s", error)
                 self._sharing.start(tasks)
-                tasks.start_soon(self._maintain)
-                tasks.start_soon(self._watch_revocations)
-                task_status.started()
+                self._upkeep.start(tasks)
+                with self.on_signal(CHANNEL, self.folders.heard):
+                    await self.folders.run(tasks)
+                    task_status.started()
+                    await anyio.sleep_forever()
         finally:
             self._tasks = None
             self._sharing.stop()
+            self._upkeep.stop()
+            self.folders.stop()
             with anyio.CancelScope(shield=True):
                 for library in list(self._libraries):
                     await self._close(library)
@@ -269,6 +272,7 @@ class SyncService:
         files = self._libraries[library_id.bytes].replica.store.files() if library_id.bytes in self._libraries else []
         await self._catalog.store(msgspec.structs.replace(record, state="left"))
         self._sharing.changed(library_id.bytes)
+        await self.folders.close_library(library_id.bytes, forget=True)
         await self._close(library_id.bytes)
 
         def remove() -> None:
@@ -399,6 +403,9 @@ class SyncService:
 
     async def _greet(self, device: RemoteDevice) -> None:
         await self._invitations.catch_up(device)
+        for library in list(self._libraries):
+            if self.may_read(library, device):
+                self.folders.linked(library)
 
     async def _open(self, record: LibraryRecord) -> None:
         if record.id in self._libraries:
@@ -439,60 +446,39 @@ class SyncService:
             await opened.replica.close()
 
     def _committed(self, library: bytes, commit: Commit) -> None:
-        self._last_commit[library] = anyio.current_time()
         self._sharing.committed(library, commit)
+        self._upkeep.committed(library, commit)
+        opened = self._libraries.get(library)
+        if opened is not None and commit.changes:
+            self.folders.signals.committed(opened, commit)
         ours = self._ctx.local_device.device_id
         if self._tasks is None:
             return
         record = self._catalog.records.get(library)
         if record is not None and record.state == "joining" and commit.view.members.role(ours) > Role.NONE:
             self._tasks.start_soon(partial(self._sharing.try_set_record, library, state="active"))
-        if unacknowledged(commit.view, ours) >= ACKNOWLEDGE_BATCHES:
-            self._tasks.start_soon(self._acknowledge, library)
-
-    async def _acknowledge(self, library: bytes) -> None:
-        def acknowledge(transaction: Transaction) -> None:
-            view = transaction.store.view()
-            if unacknowledged(view, transaction.store.device) and not view.loading:
-                transaction.acknowledge = True
-
-        try:
-            await self.replica(library).work(acknowledge)
-        except NetworkingError as error:
-            logger.warning("others were not told what we have: %s", error)
-
-    async def _watch_revocations(self) -> None:
-        async with self._ctx.subscribe(["device-revoked"]) as events:
-            async for event in events:
-                device_id = getattr(event, "device_id", None)
-                for library in list(self._libraries.values()):
-                    try:
-                        view = library.replica.view
-                        member = device_id is not None and view.members.role(device_id.bytes) > Role.NONE
-                        if member and library.role is Role.OWNER and device_id is not None:
-                            await self.remove(library.id, device_id)
-                    except NetworkingError as error:
-                        logger.warning("a revoked device could not be removed from a library: %s", error)
-
-    async def _maintain(self) -> None:
-        while True:
-            await anyio.sleep(self._settings.maintenance_s * self._ctx.randomness.uniform(0.75, 1.25))
-            await self.maintain()
 
     async def maintain(self) -> None:
         """Acknowledge, forget what all members have, ask again for what was missing; done now and then by itself."""
-        ours = self._ctx.local_device.device_id
-        for library, opened in list(self._libraries.items()):
-            replica = opened.replica
-            try:
-                idle_s = anyio.current_time() - self._last_commit.get(library, 0.0)
-                if unacknowledged(replica.view, ours) and idle_s >= self._settings.acknowledge_after_s:
-                    await self._acknowledge(library)
-                while await replica.work(partial(prune_log, keep=self._settings.keep_batches)):
-                    pass
-                after: bytes | None = b""
-                while after is not None:
-                    after = await replica.work(partial(forget_deletions, after=after))
-            except NetworkingError as error:
-                logger.warning("a library could not be tidied up: %s", error)
-            self._sharing.retry(library)
+        await self._upkeep.maintain()
+
+    # What the folders ask
+
+    def open_library(self, library: bytes) -> Library | None:
+        """A library that is open."""
+        return self._libraries.get(library)
+
+    def connected_members(self, library: bytes) -> list[RemoteDevice]:
+        """Its members that are connected, apart from those that may not be told about it."""
+        if self.is_paused(library):
+            return []
+        return [device for device in self._ctx.devices() if device.connected and self.may_read(library, device)]
+
+    def is_paused(self, library: bytes) -> bool:
+        """Whether nothing is exchanged about a library."""
+        record = self._catalog.records.get(library)
+        return record is None or record.paused or record.state != "active"
+
+    def may_read(self, library: bytes, device: RemoteDevice) -> bool:
+        """Whether a device may be told about a library."""
+        return self._sharing.shareable(library, device) is not None and not self.is_paused(library)

@@ -1,0 +1,1 @@
+"""Folders in libraries: locations, whose index every member can read, and mirrors, which also carry the contents."""
