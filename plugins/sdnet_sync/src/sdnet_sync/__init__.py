@@ -17,6 +17,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .folders.entries import Location
+    from .folders.events import IndexerProgress, LocationUpdate
+    from .folders.records import FolderProgress, FolderStatus, HolderInfo, LocationInfo, TrashItem
+    from .folders.service import FolderService
     from .library import Library, LibraryTransaction
     from .operations import Role
     from .records import (
@@ -44,12 +48,20 @@ _HOMES = {
     "Changes": "watching",
     "Conflict": "records",
     "Entry": "records",
+    "FolderProgress": "folders.records",
+    "FolderService": "folders.service",
+    "FolderStatus": "folders.records",
+    "HolderInfo": "folders.records",
+    "IndexerProgress": "folders.events",
     "Invitation": "records",
     "Library": "library",
     "LibraryInvitation": "records",
     "LibraryRemoved": "records",
     "LibraryStatus": "records",
     "LibraryTransaction": "library",
+    "Location": "folders.entries",
+    "LocationInfo": "folders.records",
+    "LocationUpdate": "folders.events",
     "MemberInfo": "records",
     "Merge": "strategies",
     "Request": "records",
@@ -57,6 +69,7 @@ _HOMES = {
     "SignalHandler": "service",
     "SyncRefused": "records",
     "SyncService": "service",
+    "TrashItem": "folders.records",
     "Value": "records",
     "Verification": "records",
 }
@@ -67,12 +80,20 @@ __all__ = [
     "Changes",
     "Conflict",
     "Entry",
+    "FolderProgress",
+    "FolderService",
+    "FolderStatus",
+    "HolderInfo",
+    "IndexerProgress",
     "Invitation",
     "Library",
     "LibraryInvitation",
     "LibraryRemoved",
     "LibraryStatus",
     "LibraryTransaction",
+    "Location",
+    "LocationInfo",
+    "LocationUpdate",
     "MemberInfo",
     "Merge",
     "Request",
@@ -80,6 +101,7 @@ __all__ = [
     "SignalHandler",
     "SyncRefused",
     "SyncService",
+    "TrashItem",
     "Value",
     "Verification",
 ]

@@ -12,6 +12,7 @@ import msgspec
 from sdnet_core import ApiRequest, PluginContext, Route
 from sdnet_core.errors import InvalidRequestError, NotFoundError
 
+from .folders.entries import CONTENT_FIELD, FILE_KIND, HOLDER_KIND, LOCATION_KIND, location_of, read_info
 from .library import Library
 from .operations import Role
 from .records import Change, Conflict, Entry, Invitation, LibraryStatus, MemberInfo, Request, Verification
@@ -113,6 +114,7 @@ class SyncApi:
             ("GET", "/invitations", self.invitations, "Invitations to this device"),
             ("POST", "/invitations/{library}/accept", self.accept, "Accept an invitation"),
             ("POST", "/invitations/{library}/decline", self.decline, "Decline an invitation"),
+            ("GET", "/search", self.search_all, "Entries and files of all libraries that contain a text"),
             ("GET", "/requests", self.requests, "Devices that ask to be invited"),
             ("POST", "/requests", self.ask, "Ask to be invited"),
         ]
@@ -215,10 +217,22 @@ class SyncApi:
         text = request.query.get("text", "")
         if not text:
             raise InvalidRequestError("There is no text to search for.")
-        limit = request.query.get("limit", "100")
-        if not (limit.isascii() and limit.isdecimal() and 0 < int(limit) <= 10_000):
-            raise InvalidRequestError("limit is a number from 1 to 10000.")
-        return [shown(entry) for entry in await self._library(request).search(text, limit=int(limit))]
+        return [shown(entry) for entry in await self._library(request).search(text, limit=_limit(request))]
+
+    async def search_all(self, request: ApiRequest) -> list[dict[str, Any]]:
+        """Query: ``text``, ``library``, ``limit``."""
+        text, reference = request.query.get("text", ""), request.query.get("library")
+        if not text:
+            raise InvalidRequestError("There is no text to search for.")
+        libraries = [self._service.find(reference)] if reference else self._service.libraries()
+        found: list[dict[str, Any]] = []
+        for library in libraries:
+            entries = await library.search(text, limit=_limit(request) - len(found))
+            places = await self._service.folders.places(library) if entries else {}
+            found += [found_entry(library, entry, places) for entry in entries if entry.kind != HOLDER_KIND]
+            if len(found) >= _limit(request):
+                break
+        return found
 
     async def watch(self, request: ApiRequest) -> AsyncIterator[dict[str, Any]]:
         """Query: ``kind``."""
@@ -329,3 +343,29 @@ def _place(request: ApiRequest) -> tuple[str, str]:
         return request.query["kind"], request.query["id"]
     except KeyError:
         raise InvalidRequestError("Give kind and id.") from None
+
+
+def _limit(request: ApiRequest) -> int:
+    limit = request.query.get("limit", "100")
+    if not (limit.isascii() and limit.isdecimal() and 0 < int(limit) <= 10_000):
+        raise InvalidRequestError("limit is a number from 1 to 10000.")
+    return int(limit)
+
+
+def found_entry(library: Library, entry: Entry, places: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    """An entry that a search has found.
+
+    :param places: by location, its name and the devices that hold it.
+    """
+    info = read_info(entry.fields.get(CONTENT_FIELD)) if entry.kind == FILE_KIND else None
+    location, devices, path = "", "", ""
+    if info is not None or entry.kind == LOCATION_KIND:
+        location, devices = places.get(location_of(entry.id), ("", ""))
+        path = location if info is None else f"{location}/{info.path}"
+    return {
+        "library": library.name,
+        "type": entry.kind.removeprefix("sdnet."),
+        "path": path,
+        "where": devices,
+        **shown(entry),
+    }

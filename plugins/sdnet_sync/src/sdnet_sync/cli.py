@@ -9,6 +9,8 @@ import click
 
 from sdnet_core.cli.kit import Cli, format_duration, format_size, format_time, json_option, pass_cli, quote_segment
 
+from .folders.cli import FOLDER_COMMANDS, get_files
+
 __all__ = ["sync"]
 
 _ROLES = click.Choice(["reader", "writer", "owner"])
@@ -31,7 +33,7 @@ def _done(cli: Cli, as_json: bool, answer: Any, text: str) -> None:
         cli.print(text)
 
 
-@sync.command()
+@sync.command(epilog="\b\nExamples:\n  sdnet sync create Recipes")
 @click.argument("name")
 @json_option
 @pass_cli
@@ -41,7 +43,7 @@ def create(cli: Cli, name: str, as_json: bool) -> None:
     _done(cli, as_json, answer, f"Library {answer['name']} made, {answer['id']}.")
 
 
-@sync.command("list")
+@sync.command("list", epilog="\b\nExamples:\n  sdnet sync list\n  sdnet sync list --json")
 @json_option
 @pass_cli
 def list_(cli: Cli, as_json: bool) -> None:
@@ -61,7 +63,9 @@ def list_(cli: Cli, as_json: bool) -> None:
         cli.print(f"{row['device_name']} asks to be a {row['role']} of {row['library']}.")
 
 
-@sync.command()
+@sync.command(
+    epilog="\b\nExamples:\n  sdnet sync invite Recipes laptop\n  sdnet sync invite Recipes phone --role reader"
+)
 @click.argument("library")
 @click.argument("device")
 @click.option("--role", type=_ROLES, default="writer", show_default=True)
@@ -74,7 +78,7 @@ def invite(cli: Cli, library: str, device: str, role: str, as_json: bool) -> Non
     _done(cli, as_json, answer, f"{answer['device_name']} {asked}.")
 
 
-@sync.command()
+@sync.command(epilog="\b\nExamples:\n  sdnet sync join Recipes\n  sdnet sync join Recipes --from laptop")
 @click.argument("library")
 @click.option("--from", "device", help="Ask this device for an invitation, if there is none.")
 @click.option("--role", type=_ROLES, default="writer", show_default=True, help="What to ask for.")
@@ -90,7 +94,7 @@ def join(cli: Cli, library: str, device: str | None, role: str, as_json: bool) -
     _done(cli, as_json, answer, f"Joining {answer['name']}.")
 
 
-@sync.command()
+@sync.command(epilog="\b\nExamples:\n  sdnet sync decline Recipes")
 @click.argument("library")
 @json_option
 @pass_cli
@@ -100,7 +104,7 @@ def decline(cli: Cli, library: str, as_json: bool) -> None:
     _done(cli, as_json, {"declined": library}, "Declined.")
 
 
-@sync.command()
+@sync.command(epilog="\b\nExamples:\n  sdnet sync leave Recipes\n  sdnet sync leave Recipes --delete")
 @click.argument("library")
 @click.option("--delete", is_flag=True, help="Delete what this device has of it.")
 @json_option
@@ -111,7 +115,7 @@ def leave(cli: Cli, library: str, delete: bool, as_json: bool) -> None:
     _done(cli, as_json, {"left": library}, "Left.")
 
 
-@sync.command("set-role")
+@sync.command("set-role", epilog="\b\nExamples:\n  sdnet sync set-role Recipes phone reader")
 @click.argument("library")
 @click.argument("device")
 @click.argument("role", type=_ROLES)
@@ -123,7 +127,7 @@ def set_role(cli: Cli, library: str, device: str, role: str, as_json: bool) -> N
     _done(cli, as_json, {"device": device, "role": role}, f"{device} is a {role} now.")
 
 
-@sync.command()
+@sync.command(epilog="\b\nExamples:\n  sdnet sync remove Recipes phone")
 @click.argument("library")
 @click.argument("device")
 @json_option
@@ -134,7 +138,7 @@ def remove(cli: Cli, library: str, device: str, as_json: bool) -> None:
     _done(cli, as_json, {"removed": device}, f"{device} is no member any more.")
 
 
-@sync.command()
+@sync.command(epilog="\b\nExamples:\n  sdnet sync status\n  sdnet sync status Recipes --json")
 @click.argument("library", required=False)
 @json_option
 @pass_cli
@@ -164,7 +168,7 @@ def _standing(member: dict[str, Any]) -> str:
     return f"{member['behind']} batches behind" if member["behind"] else "in step"
 
 
-@sync.command()
+@sync.command(epilog="\b\nExamples:\n  sdnet sync verify Recipes\n  sdnet sync verify Recipes --device laptop --repair")
 @click.argument("library")
 @click.option("--device", help="Compare with this member only.")
 @click.option("--repair", is_flag=True, help="Take what differs from the other device, which must be an owner.")
@@ -189,7 +193,7 @@ def verify(cli: Cli, context: click.Context, library: str, device: str | None, r
         context.exit(1)
 
 
-@sync.command()
+@sync.command(epilog="\b\nExamples:\n  sdnet sync conflicts Recipes\n  sdnet sync conflicts Recipes --all --json")
 @click.argument("library")
 @click.option("--all", "all_of_them", is_flag=True, help="Also those that a strategy settles.")
 @json_option
@@ -209,7 +213,11 @@ def conflicts(cli: Cli, library: str, all_of_them: bool, as_json: bool) -> None:
             cli.print(f"  {side['index']}: {value}  {format_time(side['at'])}")
 
 
-@sync.command()
+@sync.command(
+    epilog="\b\nExamples:\n  sdnet sync resolve Recipes recipe pancakes\n"
+    "  sdnet sync resolve Recipes recipe pancakes --field eggs --choose 0\n"
+    "  sdnet sync resolve Recipes recipe pancakes eggs=4"
+)
 @click.argument("library")
 @click.argument("kind")
 @click.argument("entry_id", metavar="ID")
@@ -236,7 +244,7 @@ def resolve(
     _done(cli, as_json, {"resolved": entry_id}, "Resolved.")
 
 
-@sync.command()
+@sync.command(epilog="\b\nExamples:\n  sdnet sync put Recipes recipe pancakes title=Pancakes eggs=3 'tags=[\"sweet\"]'")
 @click.argument("library")
 @click.argument("kind")
 @click.argument("entry_id", metavar="ID")
@@ -250,7 +258,7 @@ def put(cli: Cli, library: str, kind: str, entry_id: str, values: tuple[str, ...
     _done(cli, as_json, answer, "Written.")
 
 
-@sync.command()
+@sync.command(epilog="\b\nExamples:\n  sdnet sync delete Recipes recipe pancakes")
 @click.argument("library")
 @click.argument("kind")
 @click.argument("entry_id", metavar="ID")
@@ -262,15 +270,24 @@ def delete(cli: Cli, library: str, kind: str, entry_id: str, as_json: bool) -> N
     _done(cli, as_json, {"deleted": entry_id}, "Deleted.")
 
 
-@sync.command()
+@sync.command(
+    epilog="\b\nExamples:\n  sdnet sync get Recipes recipe pancakes\n"
+    "  sdnet sync get Home Photos/2026/beach.jpg\n  sdnet sync get Home Photos/2026 --to ~/Pictures"
+)
 @click.argument("library")
-@click.argument("kind")
-@click.argument("entry_id", metavar="ID")
+@click.argument("what", metavar="LOCATION/PATH|KIND")
+@click.argument("entry_id", metavar="[ID]", required=False)
+@click.option("--to", "target", type=click.Path(file_okay=False), help="Into this folder; else that for downloads.")
 @json_option
 @pass_cli
-def get(cli: Cli, library: str, kind: str, entry_id: str, as_json: bool) -> None:
-    """Show an entry."""
-    entry = cli.client.get(_path(library, "/entry"), kind=kind, id=entry_id)
+def get(cli: Cli, library: str, what: str, entry_id: str | None, target: str | None, as_json: bool) -> None:
+    """Get a file or folder of LIBRARY onto this device, or show an entry."""
+    if entry_id is None:
+        get_files(cli, library, what, target, as_json)
+        return
+    if target is not None:
+        raise click.UsageError("--to is for files; an entry is shown.")
+    entry = cli.client.get(_path(library, "/entry"), kind=what, id=entry_id)
     if as_json:
         cli.print_json(entry)
     else:
@@ -280,23 +297,31 @@ def get(cli: Cli, library: str, kind: str, entry_id: str, as_json: bool) -> None
             cli.note("There are conflicts: sdnet sync conflicts " + library)
 
 
-@sync.command()
-@click.argument("library")
-@click.argument("text")
-@click.option("--limit", type=int, default=100, show_default=True)
+@sync.command(
+    epilog="\b\nExamples:\n  sdnet sync search pancakes                 # all libraries\n"
+    "  sdnet sync search beach --library Home --json"
+)
+@click.argument("words", nargs=-1, required=True, metavar="[LIBRARY] TEXT")
+@click.option("--library", help="In this library only.")
+@click.option("--limit", type=click.IntRange(1, 10000), default=100, show_default=True)
 @json_option
 @pass_cli
-def search(cli: Cli, library: str, text: str, limit: int, as_json: bool) -> None:
-    """Show the entries of LIBRARY that contain TEXT."""
-    found = cli.client.get(_path(library, "/search"), text=text, limit=str(limit))
+def search(cli: Cli, words: tuple[str, ...], library: str | None, limit: int, as_json: bool) -> None:
+    """Show entries and files that contain TEXT, of this device and of all others whose libraries it shares."""
+    if len(words) > 2 or (len(words) == 2 and library is not None):
+        raise click.UsageError("Give one TEXT; put it in quotes if it has spaces.")
+    if len(words) == 2:
+        library = words[0]
+    found = cli.client.get("/sync/search", text=words[-1], library=library, limit=str(limit))
     if as_json:
         cli.print_json(found)
-    else:
-        rows = [{**row, "modified": format_time(row["modified_at"])} for row in found]
-        cli.table(rows, [("kind", "KIND"), ("id", "ID"), ("modified", "CHANGED")], empty="Nothing found.")
+        return
+    rows = [{**row, "what": row["path"] or row["id"], "modified": format_time(row["modified_at"])} for row in found]
+    columns = [("library", "LIBRARY"), ("type", "TYPE"), ("what", "WHAT"), ("where", "WHERE"), ("modified", "CHANGED")]
+    cli.table(rows, columns, empty="Nothing found.")
 
 
-@sync.command()
+@sync.command(epilog="\b\nExamples:\n  sdnet sync watch Recipes\n  sdnet sync watch Recipes --kind recipe")
 @click.argument("library")
 @click.option("--kind", help="Entries of this kind only.")
 @pass_cli
@@ -310,7 +335,7 @@ def watch(cli: Cli, library: str, kind: str | None) -> None:
         pass
 
 
-@sync.command()
+@sync.command(epilog="\b\nExamples:\n  sdnet sync pause Recipes")
 @click.argument("library")
 @json_option
 @pass_cli
@@ -320,7 +345,7 @@ def pause(cli: Cli, library: str, as_json: bool) -> None:
     _done(cli, as_json, {"paused": library}, "Paused.")
 
 
-@sync.command()
+@sync.command(epilog="\b\nExamples:\n  sdnet sync resume Recipes")
 @click.argument("library")
 @json_option
 @pass_cli
@@ -330,7 +355,10 @@ def resume(cli: Cli, library: str, as_json: bool) -> None:
     _done(cli, as_json, {"resumed": library}, "Resumed.")
 
 
-@sync.command()
+@sync.command(
+    epilog="\b\nExamples:\n  sdnet sync export Recipes recipes.jsonl\n"
+    "  sdnet sync export Recipes --kind recipe > recipes.jsonl"
+)
 @click.argument("library")
 @click.argument("file", type=click.File("wb", lazy=False), default="-")
 @click.option("--kind", help="Entries of this kind only.")
@@ -346,7 +374,7 @@ def export(cli: Cli, library: str, file: BinaryIO, kind: str | None) -> None:
     cli.note(f"{count} entries written.")
 
 
-@sync.command("import")
+@sync.command("import", epilog="\b\nExamples:\n  sdnet sync import Recipes recipes.jsonl")
 @click.argument("library")
 @click.argument("file", type=click.File("rb"), default="-")
 @json_option
@@ -380,3 +408,7 @@ def _fields(values: tuple[str, ...]) -> dict[str, Any]:
         except ValueError:
             fields[name] = value
     return fields
+
+
+for _command in FOLDER_COMMANDS:
+    sync.add_command(_command)

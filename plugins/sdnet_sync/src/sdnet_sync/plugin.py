@@ -71,8 +71,10 @@ class SyncPlugin:
     @hookimpl
     def sdnet_routes(self, ctx: PluginContext) -> Iterable[Route]:
         from .api import SyncApi
+        from .folders.api import FolderApi
 
-        return SyncApi(ctx, self._service).routes()
+        folders = FolderApi(ctx, self._service.folders, self._service.find)
+        return [*SyncApi(ctx, self._service).routes(), *folders.routes()]
 
     @hookimpl
     def sdnet_commands(self) -> Iterable[click.Command]:

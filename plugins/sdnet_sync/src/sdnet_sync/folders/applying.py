@@ -6,6 +6,7 @@ left alone until its change is in the library.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -118,7 +119,7 @@ def may_write(role: Role) -> bool:
 
 
 class Applier:
-    """Does what a plan says, as far as that needs nothing from others.
+    """Does what a plan says, as far as that needs nothing from others. Made anew for each plan.
 
     :param keep_versions: whether replaced versions are kept.
     """
@@ -127,7 +128,8 @@ class Applier:
         self._tree = tree
         self._index = index
         self._keep_versions = keep_versions
-        self._number = 0
+        # What one of these keeps lies together, and never meets what another one kept in the same second.
+        self._batch = secrets.token_hex(4)
 
     def apply(self, plan: Plan) -> Done:
         """Do it."""
@@ -293,5 +295,4 @@ class Applier:
             self._index.change(gone=gone)
 
     def _keep_place(self, local: str, *, deleted: bool) -> str:
-        self._number += 1
-        return self._tree.kept_place(local, deleted=deleted, number=self._number)
+        return self._tree.kept_place(local, deleted=deleted, batch=self._batch)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdnet_core.events import NetworkEvent
 
-__all__ = ["IndexerProgress", "LocationUpdate"]
+from ..library import Library
+
+__all__ = ["IndexerProgress", "LocationUpdate", "progress_event"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,3 +48,23 @@ class LocationUpdate(NetworkEvent):
     sequence: int
     timestamp: float
     changes: tuple[tuple[str, str], ...]
+
+
+def progress_event(
+    library: Library, location: str, device: bytes, phase: str, numbers: Sequence[int]
+) -> IndexerProgress:
+    """The event for how far a device's folder is.
+
+    :param numbers: files done and in all, bytes done and in all.
+    """
+    files_done, files_total, bytes_done, bytes_total = numbers
+    return IndexerProgress(
+        library_id=library.id,
+        location_id=location,
+        device_id=uuid.UUID(bytes=device),
+        phase=phase,
+        files_done=files_done,
+        files_total=files_total,
+        bytes_done=bytes_done,
+        bytes_total=bytes_total,
+    )

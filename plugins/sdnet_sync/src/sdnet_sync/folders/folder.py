@@ -7,30 +7,26 @@ which says what may have changed, and the fetcher, which gets contents.
 from __future__ import annotations
 
 import logging
-import uuid
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
 
-from sdnet_core import PluginContext, RemoteDevice
 from sdnet_core.errors import ConflictError, NetworkingError, StorageError
-from sdnet_core.events import NetworkEvent
 from sdnet_file_transfer import numbered
 
 from ..library import Library
 from ..operations import Role
 from ..replica import Commit
-from ..settings import SyncSettings
 from .applying import Applier, Done, Place, make_plan
 from .attachments import FolderRecord
 from .entries import FILE_KIND, FileInfo, Mode, effective, file_id, key_of, location_of
-from .events import IndexerProgress
+from .events import progress_event
 from .fetcher import Fetcher
+from .host import FolderHost
 from .index import Index, Kept
 from .indexing import Indexing
 from .publish import settle
@@ -38,7 +34,7 @@ from .scan import Ignore, scan_all, scan_some
 from .tree import Tree
 from .watcher import watch_folder
 
-__all__ = ["Folder", "FolderHost"]
+__all__ = ["Folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,31 +45,6 @@ MAX_ATTEMPTS = 4
 ABSENT_POLL_S = 2.0
 RETRY_S = 5.0
 PROGRESS_S = 0.5
-
-
-class FolderHost(Protocol):
-    """What a folder needs from the service."""
-
-    ctx: PluginContext
-    settings: SyncSettings
-
-    def members(self, library: bytes) -> Sequence[RemoteDevice]:
-        """The connected members of a library."""
-
-    def paused(self, library: bytes) -> bool:
-        """Whether nothing is exchanged about a library."""
-
-    def watching(self) -> AbstractAsyncContextManager[None]:
-        """Held while the system watches a folder.
-
-        :raises RuntimeError: it watches enough folders already.
-        """
-
-    def tell(self, library: bytes, message: dict[str, Any]) -> None:
-        """Send a signal about folders to the members of a library."""
-
-    def publish(self, event: NetworkEvent) -> None:
-        """Tell those who listen on this device."""
 
 
 class Folder:
@@ -481,38 +452,21 @@ class Folder:
         """The members' names, as the library has them: the same on all devices."""
         return {member.device: member.name for member in self.library.replica.view.members.members()}
 
-    # Progress
-
     def progress(self, phase: str, files: int, total: int, done_bytes: int, total_bytes: int, *, force: bool) -> None:
-        """Tell how far it is, here and to the other members; at most twice a second."""
+        """Tell how far it is, here and to the other members; at most twice a second, unless forced."""
         now = anyio.current_time()
         if not force and now - self._told_at < PROGRESS_S:
             return
         self._told_at = now
-        self.host.publish(
-            IndexerProgress(
-                library_id=self.library.id,
-                location_id=self.record.location,
-                device_id=uuid.UUID(bytes=self.device),
-                phase=phase,
-                files_done=files,
-                files_total=total,
-                bytes_done=done_bytes,
-                bytes_total=total_bytes,
-            )
-        )
         numbers = [files, total, done_bytes, total_bytes]
-        self.host.tell(
-            self.library.library,
-            {"what": "progress", "location": self.record.location, "phase": phase, "numbers": numbers},
-        )
+        self.host.publish(progress_event(self.library, self.record.location, self.device, phase, numbers))
+        message = {"what": "progress", "location": self.record.location, "phase": phase, "numbers": numbers}
+        self.host.tell(self.library.library, message)
 
     def _progress(self, phase: str, *, force: bool = False) -> None:
-        fetcher = self.fetcher
-        files, size = self._totals or (0, 0)
+        fetcher, (files, size) = self.fetcher, self._totals or (0, 0)
         if phase == "fetching":
-            self.progress(
-                phase, fetcher.files_done, fetcher.files_total, fetcher.bytes_done, fetcher.bytes_total, force=force
-            )
+            numbers = (fetcher.files_done, fetcher.files_total, fetcher.bytes_done, fetcher.bytes_total)
         else:
-            self.progress(phase, files, files, size, size, force=force)
+            numbers = (files, files, size, size)
+        self.progress(phase, *numbers, force=force)

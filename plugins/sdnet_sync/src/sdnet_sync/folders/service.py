@@ -30,10 +30,10 @@ from ..library import Library
 from ..operations import Role
 from ..settings import SyncSettings
 from .attachments import Attachments, FolderRecord
-from .browsing import file_at, files_below, holders_of, locations_of, split_place
-from .entries import FILE_KIND, HOLDER_KIND, LOCATION_KIND, FileInfo, Location, Mode, file_id, file_key, holder_id
+from .browsing import files_below, holders_of, locations_of
+from .entries import FILE_KIND, HOLDER_KIND, LOCATION_KIND, Location, Mode, file_id, file_key, holder_id
 from .folder import Folder
-from .getting import Getting
+from .jobs import Jobs
 from .publish import set_location
 from .records import FolderStatus, HolderInfo, LocationInfo, TrashItem
 from .serving import Source
@@ -77,12 +77,14 @@ class FolderService:
         self._scopes: dict[str, tuple[anyio.CancelScope, anyio.Event]] = {}
         self._tasks: TaskGroup | None = None
         self._watched = 0
+        self.jobs = Jobs(ctx, self)
         self.signals = FolderSignals(ctx)
 
     async def run(self, tasks: TaskGroup) -> None:
         """Start the folders whose libraries are open; they live in ``tasks``."""
         await self._attachments.load()
         self._tasks = tasks
+        self.jobs.start(tasks)
         for record in list(self._attachments.records.values()):
             library = self._libraries.open_library(record.library)
             if library is not None:
@@ -91,6 +93,7 @@ class FolderService:
     def stop(self) -> None:
         """No more folders."""
         self._tasks = None
+        self.jobs.stop()
 
     def _start(self, record: FolderRecord, library: Library) -> None:
         if self._tasks is None:
@@ -297,6 +300,16 @@ class FolderService:
             )
         return found
 
+    async def places(self, library: Library) -> dict[str, tuple[str, str]]:
+        """By location, its name and the names of the devices that hold it."""
+        devices: dict[str, list[str]] = {}
+        for holder in await holders_of(library):
+            devices.setdefault(holder.location, []).append(self._name(library, holder.device))
+        return {
+            location.id: (location.name, ", ".join(sorted(devices.get(location.id, ()))))
+            for location in await locations_of(library)
+        }
+
     async def folder_status(self, folder: Folder) -> FolderStatus:
         """How a folder of this device stands."""
         files, size = await self.ctx.run_blocking(folder.index.totals) if folder.opened else (0, 0)
@@ -317,37 +330,7 @@ class FolderService:
         names = {member.device: member.name for member in library.replica.view.members.members()}
         return names.get(device, device.hex()[:8])
 
-    # Contents
-
-    async def get(self, library: Library, place: str, target: Path) -> Getting:
-        """Get a file, or a folder with all that is in it. Run what this gives in a task of its own.
-
-        :param place: ``location/path``.
-        :param target: the folder into which it goes.
-        :raises NotFoundError: there is nothing at the place.
-        """
-        location, path = await split_place(library, place)
-        info = await file_at(library, location, path) if path else None
-        files: list[FileInfo] = [info] if info is not None else []
-        if info is None:
-            files = [found async for found in files_below(library, location, path)]
-        if not files:
-            raise NotFoundError(f"There is nothing at {place}.")
-        folder, _, _ = path.rpartition("/")
-        base = f"{folder}/" if folder else ""
-        if info is None and not path:
-            target = target / location.name
-        files.sort(key=lambda found: found.path)
-        return Getting(self.ctx, library.library, files, base, target)
-
-    async def run_getting(self, getting: Getting) -> None:
-        """Do it.
-
-        :raises ConnectionFailedError: nothing of it can be had now.
-        """
-        library = getting.library
-        sources = [f for f in self._folders.values() if f.record.library == library and f.present]
-        await getting.run(sources, self.members(library))
+    # What was deleted or replaced
 
     async def trash(self, folder: Folder, path: str | None = None) -> list[TrashItem]:
         """What was deleted or replaced in a mirror and is kept, latest first."""
@@ -376,6 +359,10 @@ class FolderService:
         """The folders whose contents a device may have."""
         if not self._libraries.may_read(library, device):
             return []
+        return self.own(library)
+
+    def own(self, library: bytes) -> Sequence[Source]:
+        """Folders of this device in a library that are there."""
         return [folder for folder in self._folders.values() if folder.record.library == library and folder.present]
 
     def members(self, library: bytes) -> list[RemoteDevice]:

@@ -14,7 +14,7 @@ from ..clock import stamp_time_s
 from ..library import Library
 from ..replica import Commit
 from .entries import FILE_KIND, HOLDER_KIND, effective, key_of, location_of
-from .events import IndexerProgress, LocationUpdate
+from .events import IndexerProgress, LocationUpdate, progress_event
 
 __all__ = ["FolderSignals"]
 
@@ -59,16 +59,7 @@ class FolderSignals:
         numbers, phase = message.get("numbers"), message.get("phase")
         if message.get("what") == "progress" and phase in PHASES and type(numbers) is list and len(numbers) == 4:
             if all(type(number) is int and 0 <= number < 1 << 53 for number in numbers):
-                event = IndexerProgress(
-                    library_id=library.id,
-                    location_id=message["location"],
-                    device_id=device.device_id,
-                    phase=phase,
-                    files_done=numbers[0],
-                    files_total=numbers[1],
-                    bytes_done=numbers[2],
-                    bytes_total=numbers[3],
-                )
+                event = progress_event(library, message["location"], device.device_id.bytes, phase, numbers)
                 self.remember(event)
                 self._ctx.publish(event)
         return ""

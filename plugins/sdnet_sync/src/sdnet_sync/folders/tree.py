@@ -312,13 +312,13 @@ class Tree:
 
     # What was replaced or deleted
 
-    def kept_place(self, path: str, *, deleted: bool, number: int) -> str:
+    def kept_place(self, path: str, *, deleted: bool, batch: str) -> str:
         """Where a file goes that is deleted or replaced now, relative to the folder.
 
-        :param number: tells apart what is kept within one second.
+        :param batch: tells apart what is kept within one second.
         """
         day = time.strftime("%Y%m%d-%H%M%S")
-        return f"{self._corner}/{_TRASH if deleted else _VERSIONS}/{day}-{number}/{path}"
+        return f"{self._corner}/{_TRASH if deleted else _VERSIONS}/{day}-{batch}/{path}"
 
     @contextlib.contextmanager
     def _kept_directory(self, keep: str) -> Iterator[tuple[int, str]]:
