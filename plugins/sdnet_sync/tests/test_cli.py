@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from sdnet_core.cli.kit import Cli
 from sdnet_core.errors import InvalidRequestError, NotFoundError
 from sdnet_sync.cli import sync
 
-from .nodes import eventually, in_step, nodes, service
+from .nodes import eventually, in_step, nodes, service, shared
 
 pytestmark = pytest.mark.anyio
 
@@ -172,3 +173,78 @@ async def test_the_life_of_a_library(capsys: pytest.CaptureFixture[str], tmp_pat
 
 async def _state(core: NetworkingCore, library: Any, state: str) -> bool:
     return service(core).record(library.library).state == state
+
+
+async def test_folders(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def shown() -> str:
+        return capsys.readouterr().out
+
+    def parsed() -> Any:
+        return json.loads(capsys.readouterr().out)
+
+    films, photos, copy = tmp_path / "films", tmp_path / "photos", tmp_path / "copy"
+    for path in (films / "old" / "nosferatu.mkv", films / "metropolis.mkv", photos / "beach.jpg"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(path.name.encode() * 20_000)
+    async with nodes(2) as linked:
+        a, b = linked
+        [la, lb] = await shared(a, b)
+        await run(a, "add-location", "Recipes", str(films))
+        assert shown() == f"films (index) is {films}: 2 files, 527.3 KiB.\n"
+        await run(a, "mirror", "Recipes", str(photos), "--json")
+        assert parsed()["folder"]["state"] == "ready"
+        await eventually(lambda: in_step(la, lb))
+
+        await run(b, "ls", "Recipes")
+        assert [line.split()[0] for line in shown().splitlines()] == ["NAME", "films/", "photos/"]
+        await run(b, "ls", "Recipes", "films")
+        assert [line.split()[0] for line in shown().splitlines()] == ["NAME", "old/", "metropolis.mkv"]
+        await run(b, "ls", "Recipes", "films/old", "--json")
+        assert [(item["name"], item["size"]) for item in parsed()] == [("nosferatu.mkv", 260_000)]
+        await run(b, "search", "METROPOLIS", "--json")
+        [found] = parsed()
+        assert (found["library"], found["type"], found["path"], found["where"]) == (
+            "Recipes",
+            "file",
+            "films/metropolis.mkv",
+            "node0",
+        )
+
+        await run(b, "get", "Recipes", "films/old/nosferatu.mkv", "--to", str(tmp_path / "got"), "--json")
+        assert parsed()["paths"] == [str(tmp_path / "got" / "nosferatu.mkv")]
+        await run(b, "get", "Recipes", "films", "--to", str(tmp_path / "got"))
+        assert shown().startswith("Got 2 files in ")
+        got = {str(p.relative_to(tmp_path / "got")) for p in (tmp_path / "got").rglob("*") if p.is_file()}
+        assert got == {"nosferatu.mkv", "films/old/nosferatu.mkv", "films/metropolis.mkv"}
+        with pytest.raises(NotFoundError):
+            await run(b, "get", "Recipes", "films/none.mkv", "--to", str(tmp_path / "got"))
+
+        await run(b, "mirror", "Recipes", str(copy))
+        assert shown() == f"photos (mirror) is {copy}: 1 files, 175.8 KiB.\n"
+        assert (copy / "beach.jpg").read_bytes() == (photos / "beach.jpg").read_bytes()
+        (photos / "beach.jpg").unlink()
+        await eventually(lambda: _gone(copy / "beach.jpg"))
+        await run(b, "trash", "Recipes", "photos", "--json")
+        [item] = parsed()
+        await run(b, "restore", "Recipes", "photos", str(item["number"]))
+        assert shown() == "Restored: beach.jpg\n"
+        await eventually(lambda: _there(photos / "beach.jpg"))
+        await run(b, "locations", "Recipes")
+        assert "photos (mirror, " in shown()
+        await run(b, "remove-location", "Recipes", "photos")
+        await run(a, "remove-location", "Recipes", "films")
+        await eventually(lambda: in_step(la, lb))
+        shown()
+        await run(b, "ls", "Recipes", "--json")
+        assert [item["name"] for item in parsed()] == ["photos"]
+        assert (copy / "beach.jpg").exists()
+        with pytest.raises(NotFoundError):
+            await run(b, "ls", "Recipes", "films")
+
+
+async def _gone(path: Path) -> bool:
+    return path.name not in os.listdir(path.parent)
+
+
+async def _there(path: Path) -> bool:
+    return path.name in os.listdir(path.parent)

@@ -33,9 +33,9 @@ def write(root: Path, path: str, data: bytes | str) -> None:
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    """All files of a folder, apart from what is ours."""
+    """All files of a folder, apart from what is ours, by the one form of their names."""
     return {
-        str(path.relative_to(root)): path.read_bytes()
+        unicodedata.normalize("NFC", str(path.relative_to(root))): path.read_bytes()
         for path in sorted(root.rglob("*"))
         if path.is_file() and path.relative_to(root).parts[0] != ".sdnet"
     }
