@@ -47,6 +47,7 @@ __all__ = [
     "ApiClient",
     "ApiError",
     "Cli",
+    "Duration",
     "EventStream",
     "Progress",
     "clean",
@@ -217,6 +218,25 @@ def _remember_json(ctx: click.Context, parameter: click.Parameter, value: bool) 
 
 json_option = click.option("--json", "as_json", is_flag=True, callback=_remember_json, help="Print JSON.")
 """Decorator: the option ``--json``, the command's parameter ``as_json: bool``."""
+
+
+class Duration(click.ParamType[float]):
+    """Type of an option or argument: a duration in seconds, typed as a number alone or with s, m, h or d."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        text = str(value)
+        factor = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:], 0)
+        try:
+            seconds = float(text[:-1] if factor else text) * (factor or 1)
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds <= 10 * 366 * 86400:
+            self.fail(f"{text!r} is not a duration such as 90, 30s, 10m, 12h or 7d.", param, ctx)
+        return seconds
 
 
 def _cell(value: Any) -> str:

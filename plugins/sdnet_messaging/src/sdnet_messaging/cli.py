@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from sdnet_core.cli.kit import Cli, format_duration, format_time, json_option, pass_cli
+from sdnet_core.cli.kit import Cli, Duration, format_duration, format_time, json_option, pass_cli
 from sdnet_core.errors import NotFoundError
 
 __all__ = ["msg", "notify"]
@@ -20,30 +20,11 @@ _POLL_S = 30
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _Duration(click.ParamType[float]):
-    """Seconds, or a number with s, m, h or d."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        text = str(value)
-        factor = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:], 0)
-        try:
-            seconds = float(text[:-1] if factor else text) * (factor or 1)
-        except ValueError:
-            seconds = 0.0
-        if not 0 < seconds <= 10 * 366 * 86400:
-            self.fail(f"{text!r} is not a duration such as 90, 30s, 10m, 12h or 7d.", param, ctx)
-        return seconds
-
-
 def _sending(command: F) -> F:
     """The options of everything that sends."""
     for option in (
         click.option("--now", is_flag=True, help="Fail if the device is away, instead of queueing."),
-        click.option("--ttl", type=_Duration(), help="Give it up if it is not delivered within this time, such as 2d."),
+        click.option("--ttl", type=Duration(), help="Give it up if it is not delivered within this time, such as 2d."),
         click.option("--priority", type=click.Choice(["low", "normal", "high"]), default="normal", show_default=True),
     ):
         command = option(command)
@@ -78,7 +59,7 @@ def send(
 @click.argument("title")
 @click.argument("body", default="")
 @click.option("--action", "actions", multiple=True, metavar="ID=LABEL", help="Something to choose; can be repeated.")
-@click.option("--wait", type=_Duration(), help="Wait so long for what is chosen, and print its id.")
+@click.option("--wait", type=Duration(), help="Wait so long for what is chosen, and print its id.")
 @_sending
 @json_option
 @pass_cli

@@ -107,6 +107,9 @@ class _Api:
     async def policies(self, request: ApiRequest) -> list[DevicePolicy]:
         return self._service.policies.all()
 
+    async def policy(self, request: ApiRequest) -> DevicePolicy:
+        return self._service.policies.describe(self._ctx.find_device(request.path["device"]))
+
     async def set_policy(self, request: ApiRequest) -> DevicePolicy:
         device = self._ctx.find_device(request.path["device"])
         return await self._service.policies.set(device.device_id, request.body_as(_Policy).policy)
@@ -147,5 +150,6 @@ def routes(ctx: PluginContext, service: SpacedropService) -> Iterable[Route]:
         Route(method="GET", path="/visibility", endpoint=api.visibility, summary="Who may send files to this device."),
         Route(method="PUT", path="/visibility", endpoint=api.set_visibility, summary="Choose who may."),
         Route(method="GET", path="/policies", endpoint=api.policies, summary="What is done with devices' offers."),
+        Route(method="GET", path="/policies/{device}", endpoint=api.policy, summary="The same for one device."),
         Route(method="PUT", path="/policies/{device}", endpoint=api.set_policy, summary="Decide for one device."),
     ]

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from sdnet_core import PluginContext
+from sdnet_core import PluginContext, RemoteDevice
 from sdnet_core.errors import StorageError
 
 __all__ = ["DevicePolicy", "Policies", "Policy"]
@@ -71,13 +71,17 @@ class Policies:
             own[device_id] = policy
         await self._ctx.storage.store(_NAME, msgspec.msgpack.encode(own))
         self._own = own
-        return self._describe(device.device_id, device.name)
+        return self.describe(device)
 
     def all(self) -> list[DevicePolicy]:
         """What counts for every paired device, by name."""
-        return [self._describe(device.device_id, device.name) for device in self._ctx.devices()]
+        return [self.describe(device) for device in self._ctx.devices()]
 
-    def _describe(self, device_id: uuid.UUID, name: str) -> DevicePolicy:
+    def describe(self, device: RemoteDevice) -> DevicePolicy:
+        """What counts for a device, and whether it was set for it."""
         return DevicePolicy(
-            device_id=str(device_id), device_name=name, policy=self.of(device_id), own=device_id in self._own
+            device_id=str(device.device_id),
+            device_name=device.name,
+            policy=self.of(device.device_id),
+            own=device.device_id in self._own,
         )
