@@ -22,7 +22,7 @@ MAX_LINES = 500
 # From the bottom to the top; what shares a line is one layer, whose parts may import each other.
 LAYERS = [
     {"errors"},
-    {"clock", "config", "event_bus", "events", "identity", "log_context", "log_lines", "wire"},
+    {"clock", "config", "event_bus", "events", "identity", "log_context", "log_lines", "metrics", "wire"},
     {"storage"},
     {"swarm"},
     {"discovery"},
@@ -42,6 +42,7 @@ LAYERS = [
         "core_protection",
         "core_stores",
         "core_streams",
+        "core_watch",
         "hookspecs",
         "node_plugins",
         "node_store",

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         public_key_from_peer_id,
         verify,
     )
+    from .metrics import PluginMetrics
     from .plugins import PluginRecord, PluginState
     from .protocols.handler import Capability, PeerStream, ProtocolHandler, ProtocolSpec
     from .storage import SecureStorage
@@ -62,6 +63,7 @@ _HOMES = {
         "public_key_from_peer_id",
         "verify",
     ),
+    "metrics": ("PluginMetrics",),
     "plugins": ("PluginRecord", "PluginState"),
     "protocols.handler": ("Capability", "PeerStream", "ProtocolHandler", "ProtocolSpec"),
     "storage": ("SecureStorage",),
@@ -87,6 +89,7 @@ __all__ = [
     "NetworkingCore",
     "PeerStream",
     "PluginContext",
+    "PluginMetrics",
     "PluginRecord",
     "PluginState",
     "Priority",

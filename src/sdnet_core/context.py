@@ -15,6 +15,7 @@ from .devices.trust import RemoteDevice, Trust
 from .errors import PluginError
 from .events import NetworkEvent, Subscription
 from .identity import DeviceInfo
+from .metrics import PluginMetrics
 from .protocols.handler import Capability, PeerStream
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ class PluginContext:
     def addresses(self) -> tuple[str, ...]:
         """The addresses this node listens on."""
         return self._core.addresses
+
+    @property
+    def metrics(self) -> PluginMetrics:
+        """The plugin's own numbers, exported with the node's at ``GET /v1/metrics``."""
+        return self._core.metrics.of_plugin(self.name)
 
     @property
     def data_dir(self) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -29,12 +29,12 @@ from .core_messages import MessageMethods, Messages
 from .core_protection import ProtectionMethods
 from .core_stores import open_stores
 from .core_streams import StreamMethods
+from .core_watch import NodeMetrics, WatchMethods
 from .devices.delivery import MESSAGES_SUFFIX
-from .devices.describe import describe_identity
 from .devices.gate import PeerGate
 from .devices.manager import PersistentConnectionManager
 from .devices.refusals import Refusals
-from .devices.registry import Connected, DeviceRegistry
+from .devices.registry import DeviceRegistry
 from .devices.trust import Access
 from .discovery.candidates import Discovery
 from .events import (
@@ -43,13 +43,12 @@ from .events import (
     NodeStarted,
     PeerDisconnected,
     StoreRecovered,
-    Subscription,
 )
 from .hookspecs import Route
 from .identity import HostIdentity
 from .node_plugins import NodePlugins
 from .pairings import Pairings, restore_devices
-from .plugins import PluginRecord, PluginState
+from .plugins import PluginRecord
 from .protocols.dispatch import Dispatcher
 from .protocols.registry import ProtocolRegistry, RegisteredProtocol
 from .session import PROTOCOL_ID as SESSION_PROTOCOL
@@ -63,7 +62,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMethods, StreamMethods):
+class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMethods, StreamMethods, WatchMethods):
     """One node: its identity, swarm, devices and plugins.
 
     Use: ``async with NetworkingCore(config) as core: …``. Everything it started has ended when the block is left.
@@ -93,6 +92,7 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
         self.randomness: Randomness = randomness or SystemRandomness()
         self.runner = runner
         self.events = EventBus(self.clock)
+        self.metrics = NodeMetrics(self, self.events)
         self._given_plugins = plugins
         self._make_swarm = swarm or partial(default_swarm, config)
         self._make_sources = sources or (
@@ -353,28 +353,10 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
         ensure_private_directory(directory, below=self.config.paths.data)
         return directory
 
-    # Looking at it
-
-    def subscribe_events(self, kinds: Iterable[str] | None = None) -> Subscription:
-        """Listen to what happens: ``async with core.subscribe_events() as events: async for event in events``."""
-        return self.events.subscribe(kinds)
-
-    def status(self) -> dict[str, Any]:
-        """The node at a glance, as plain values."""
-        devices = self._registry.devices()
-        return {
-            **describe_identity(self.device_info),
-            "instance": self.config.instance,
-            "addresses": list(self._swarm.addresses),
-            "storage": {
-                **self._vault.protection.to_dict(),
-                "recovered": [*self._vault.recovered, *self._storage.recovered, *self._recovered],
-            },
-            "uptime_s": 0.0 if self._started_at is None else self.clock.monotonic() - self._started_at,
-            "devices": {"paired": len(devices), "connected": sum(isinstance(s, Connected) for s in devices)},
-            "plugins": {"failed": [r.name for r in self._plugins.records if r.state is PluginState.FAILED]},
-            "data": str(self.config.paths.data),
-        }
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since it was ready; 0 before that and after its end."""
+        return 0.0 if self._started_at is None else self.clock.monotonic() - self._started_at
 
 
 @asynccontextmanager

@@ -181,6 +181,8 @@ class Messages:
         )
 
     async def _settled(self, lane: Lane, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self._core.metrics.deliveries[lane.protocol_name, str(delivery.outcome)] += 1
         try:
             device = self._core.remote_device(lane.device_id)
         except DeviceNotFoundError:

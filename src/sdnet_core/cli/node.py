@@ -8,7 +8,7 @@ import click
 
 from ..config import log_overrides
 from ..errors import NotRunningError
-from .kit import Cli, format_duration, json_option, pass_cli
+from .kit import Cli, format_duration, format_size, format_time, json_option, pass_cli
 from .passphrase import explain_protection
 
 if TYPE_CHECKING:
@@ -104,29 +104,59 @@ def restart(cli: Cli, passphrase_fd: int | None, tcp: bool, as_json: bool) -> No
 @json_option
 @pass_cli
 def status(cli: Cli, as_json: bool) -> None:
-    """Show the node's identity and state.
+    """Show at a glance how the node is.
 
-    Who it is, where it listens, how its keys are stored, how many devices are connected.
+    Who it is, where it listens, which devices are connected and why others are not, what waits to be sent, what went
+    wrong lately, and what to do about it.
     """
     found = cli.client.get("/status")
     if as_json:
         cli.print_json(found)
         return
-    storage, devices, failed = found["storage"], found["devices"], found["plugins"]["failed"]
     _print_fields(
         cli,
         [
             *_identity_fields(found),
             ("Addresses", "\n".join(found["addresses"]) or "none"),
-            ("Storage", explain_protection(storage)),
-            ("", "\n".join(f"recovered: {text}" for text in storage["recovered"])),
+            ("", _families(found)),
+            ("Storage", explain_protection(found["storage"])),
             ("Data", found["data"]),
             ("Log", found["log_file"]),
             ("Running for", f"{format_duration(found['uptime_s'])} (process {found['pid']}, sdnet {found['version']})"),
-            ("Devices", f"{devices['connected']} connected of {devices['paired']} paired"),
-            ("Plugins", f"failed: {', '.join(failed)}; see: sdnet plugins" if failed else "all well"),
+            ("Devices", _devices(found["devices"])),
+            ("Outbox", _outbox(found["outbox"])),
+            ("Plugins", _plugins(found["plugins"])),
+            ("Errors", "\n".join(f"{format_time(e['at'])}  {e['text']}" for e in found["errors"]) or "none lately"),
+            ("Warnings", "\n".join(f"{w['what']}  -> {w['do']}" for w in found["warnings"]) or "none"),
         ],
     )
+
+
+def _families(found: dict[str, Any]) -> str:
+    names = {"ip4": "IPv4", "ip6": "IPv6"}
+    missing = [name for family, name in names.items() if not found["families"][family]]
+    return f"not over {' and '.join(missing)}" if missing and found["addresses"] else ""
+
+
+def _devices(devices: dict[str, Any]) -> str:
+    lines = [f"{devices['connected']} connected of {devices['paired']} paired"]
+    for device in devices["away"]:
+        seen = f", last seen {format_time(device['last_seen'])}" if device["last_seen"] else ""
+        reason = f": {device['reason']}" if device["reason"] else ""
+        lines.append(f"{device['name']}: {device['state']}{seen}{reason}")
+    return "\n".join(lines)
+
+
+def _outbox(outbox: dict[str, Any]) -> str:
+    if not outbox["messages"]:
+        return "empty"
+    count = f"{outbox['messages']} messages ({format_size(outbox['bytes'])})"
+    return f"{count} wait for {outbox['devices']} devices; see: sdnet msg outbox"
+
+
+def _plugins(plugins: dict[str, Any]) -> str:
+    bad = [f"{state}: {', '.join(plugins[state])}" for state in ("failed", "quarantined") if plugins[state]]
+    return f"{'; '.join(bad)}; see: sdnet plugins" if bad else f"all {len(plugins['loaded'])} well"
 
 
 @click.command(epilog="\b\nExamples:\n  sdnet version\n  sdnet version --json")

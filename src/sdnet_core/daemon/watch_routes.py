@@ -1,12 +1,14 @@
-"""Routes of the local API that show what the node does: events, and the levels of its log."""
+"""Routes of the local API that show what the node does: events, numbers, and the levels of its log."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from starlette.responses import Response
 
 from ..errors import NotFoundError
 from ..events import NetworkEvent, Subscription
@@ -22,6 +24,8 @@ __all__ = ["WatchRoutes"]
 
 _EVENT_ID = re.compile(r"(?:([0-9a-f]{1,16})-)?(\d{1,15})")
 _BUFFER = 1024
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Prometheus' text exposition format."""
 
 
 class _LogBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -44,6 +48,7 @@ class WatchRoutes:
         return [
             Route(method="GET", path="/events", endpoint=self.events, summary="What happens, as it happens"),
             Route(method="GET", path="/events/recent", endpoint=self.recent, summary="What has happened"),
+            Route(method="GET", path="/metrics", endpoint=self.metrics, summary="Numbers for Prometheus"),
             Route(method="GET", path="/log", endpoint=self.log, summary="The log's place and levels"),
             Route(method="PATCH", path="/log", endpoint=self.change_log, summary="Change the log's levels"),
         ]
@@ -58,6 +63,10 @@ class WatchRoutes:
     async def recent(self, request: ApiRequest) -> Any:
         past = self._history(request, request.query.get("since", ""))
         return [event.to_dict() for event in past]
+
+    async def metrics(self, request: ApiRequest) -> Any:
+        await self._core.runner(import_module, "prometheus_client")  # once, and not in the event loop
+        return Response(self._core.metrics.render(), media_type=METRICS_TYPE)
 
     async def log(self, request: ApiRequest) -> Any:
         if self._log is None:

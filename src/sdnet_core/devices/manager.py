@@ -83,7 +83,7 @@ class PersistentConnectionManager:
         self._pairing_lost = pairing_lost
         self._refusals = refusals
         self._supervisors: dict[uuid.UUID, Supervisor] = {}
-        self._pool = ConnectionPool(clock, settings.max_connections, has_messages)
+        self.pool = ConnectionPool(clock, settings.max_connections, has_messages)
         self._maker = SessionMaker(
             swarm=swarm,
             registry=registry,
@@ -91,13 +91,13 @@ class PersistentConnectionManager:
             clock=clock,
             randomness=randomness,
             timeout_s=settings.handshake_timeout_s,
-            has_room=lambda device_id: self._pool.has_room(device_id) or self._pool.least_useful() is not None,
+            has_room=lambda device_id: self.pool.has_room(device_id) or self.pool.least_useful() is not None,
         )
         self._sessions = self._maker.table
         self._changed = anyio.Event()
         self._tasks: TaskGroup | None = None
         self._watch = ConnectionWatch(
-            pool=self._pool,
+            pool=self.pool,
             clock=clock,
             address_of=swarm.remote_address,
             keepalive_interval_s=settings.keepalive_interval_s,
@@ -134,7 +134,7 @@ class PersistentConnectionManager:
                 await self._watch.run(tasks)
             finally:
                 self._tasks = None
-                for live in self._pool:
+                for live in self.pool:
                     self._finish(live, "this device stopped")
 
     async def farewell(self) -> None:
@@ -142,7 +142,7 @@ class PersistentConnectionManager:
         for supervisor in self._supervisors.values():
             supervisor.scope.cancel()
         async with anyio.create_task_group() as tasks:
-            for live in self._pool:
+            for live in self.pool:
                 tasks.start_soon(live.control.goodbye, GoodbyeReason.SHUTDOWN)
 
     # What others ask
@@ -181,14 +181,14 @@ class PersistentConnectionManager:
 
         :returns: the connections.
         """
-        ending = self._pool.of_device(device_id)
+        ending = self.pool.of_device(device_id)
         for live in ending:
             self._part(live, reason)
         return ending
 
     async def reset_streams(self, device_id: uuid.UUID) -> None:
         """End all streams with a device; the connection stays."""
-        for live in self._pool.of_device(device_id):
+        for live in self.pool.of_device(device_id):
             live.cancel_streams()
             for stream in live.session.streams:
                 await stream.reset()
@@ -227,12 +227,12 @@ class PersistentConnectionManager:
         for supervisor in tuple(self._supervisors.values()):
             supervisor.wake()
         if self._tasks is not None:
-            for live in self._pool:
+            for live in self.pool:
                 self._tasks.start_soon(self._watch.probe, live)
 
     def lost(self, peer_id: str, generation: int) -> None:
         """The swarm has lost its connection to a peer."""
-        for live in self._pool:
+        for live in self.pool:
             if live.peer_id == peer_id and live.session.generation <= generation:
                 # The other side may have said why just before.
                 self._finish(live, explain_end(live.control.end or ControlEnd(EndReason.LOST)))
@@ -279,7 +279,7 @@ class PersistentConnectionManager:
             session = self._sessions.find(peer_id, epoch_id)
             if session is None:
                 raise RefusedError("The stream belongs to no session with that device.")
-            live = self._pool.by_session(session)
+            live = self.pool.by_session(session)
             if live is not None:
                 return live
             await self._changed.wait()  # proven, and about to be put in
@@ -309,12 +309,12 @@ class PersistentConnectionManager:
         :param needed: another one may have to go for it.
         :raises ConnectionFailedError: it is needed, and all that are connected are in use.
         """
-        if self._pool.has_room(device_id):
+        if self.pool.has_room(device_id):
             return True
         if not needed:
-            self._pool.wait_for_room(device_id)
+            self.pool.wait_for_room(device_id)
             return False
-        least = self._pool.least_useful()
+        least = self.pool.least_useful()
         if least is None:
             raise ConnectionFailedError(
                 f"{self._settings.max_connections} devices are connected, as many as allowed, and all are in use."
@@ -330,7 +330,7 @@ class PersistentConnectionManager:
 
     async def _hang_up_unused(self, device: PairedDevice) -> None:
         """Close the connection to a peer if no session uses it and none is being made."""
-        if not self._maker.making(device.device_id) and not self._pool.uses(device.peer_id):
+        if not self._maker.making(device.device_id) and not self.pool.uses(device.peer_id):
             await self._swarm.hang_up(device.peer_id)
 
     def _displace(self, live: DeviceConnection) -> None:
@@ -345,7 +345,7 @@ class PersistentConnectionManager:
             await live.control.goodbye(GoodbyeReason.IDLE)
         finally:
             self._finish(live, live.reason)
-        if not self._pool.uses(live.peer_id):
+        if not self.pool.uses(live.peer_id):
             await self._swarm.hang_up(live.peer_id)
 
     # The life of a connection
@@ -377,7 +377,7 @@ class PersistentConnectionManager:
             session.close()
             await session.reset_streams()
             raise
-        self._pool.add(live)
+        self.pool.add(live)
         if self._tasks is not None:
             self._tasks.start_soon(self._store.save_connection, live.device_id, connected.connection)
         device = connected.device
@@ -390,8 +390,8 @@ class PersistentConnectionManager:
         )
         self.changed()
         self.reconsider(live.device_id)
-        if len(self._pool) > self._pool.max_connections and self._tasks is not None:
-            least = self._pool.least_useful(but=live)
+        if len(self.pool) > self.pool.max_connections and self._tasks is not None:
+            least = self.pool.least_useful(but=live)
             if least is not None:
                 self._displace(least)
                 self._tasks.start_soon(self._let_go, least)
@@ -410,7 +410,7 @@ class PersistentConnectionManager:
         end = ControlEnd(EndReason.LOST)
         try:
             with anyio.CancelScope() as live.control_scope:
-                if live not in self._pool:
+                if live not in self.pool:
                     live.control_scope.cancel()
                 end = await live.control.run()
         finally:
@@ -426,7 +426,7 @@ class PersistentConnectionManager:
 
     def _finish(self, live: DeviceConnection, reason: str) -> None:
         """A connection is over."""
-        self._pool.remove(live)
+        self.pool.remove(live)
         if live.control_scope is not None:
             live.control_scope.cancel()
         self._part(live, reason)
@@ -447,7 +447,7 @@ class PersistentConnectionManager:
                     reason=live.reason,
                 )
             )
-        waiting = self._pool.next_waiting()
+        waiting = self.pool.next_waiting()
         if waiting is not None and waiting in self._supervisors:
             self._supervisors[waiting].wake()
         self.changed()

@@ -249,6 +249,26 @@ class Outbox:
         """A message that waits."""
         return self._messages.get(message_id)
 
+    @property
+    def count(self) -> int:
+        """Messages that wait."""
+        return len(self._messages)
+
+    @property
+    def size_bytes(self) -> int:
+        """Their bytes."""
+        return self._bytes.total()
+
+    @property
+    def devices(self) -> int:
+        """Devices that messages wait for."""
+        return len(self._counts)
+
+    @property
+    def limits(self) -> OutboxLimits:
+        """How much may wait."""
+        return self._limits
+
     def has_messages(self, device_id: uuid.UUID) -> bool:
         """Whether messages wait for a device."""
         return device_id in self._counts

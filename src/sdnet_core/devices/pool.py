@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 from ..clock import Clock
-from ..session import Session
+from ..session import Session, Traffic
 from .connection import DeviceConnection
 
 __all__ = ["ConnectionPool"]
@@ -25,6 +25,8 @@ class ConnectionPool:
         self._has_messages = has_messages
         self._live: dict[Session, DeviceConnection] = {}
         self._waiting: dict[uuid.UUID, None] = {}
+        self._ended = Traffic(0.0, 0.0)
+        self._ended_rotations = 0
 
     def __iter__(self) -> Iterator[DeviceConnection]:
         return iter(tuple(self._live.values()))
@@ -41,7 +43,17 @@ class ConnectionPool:
 
     def remove(self, live: DeviceConnection) -> None:
         """Take a connection out."""
-        self._live.pop(live.session, None)
+        if self._live.pop(live.session, None) is not None:
+            self._ended = self._ended + live.session.traffic
+            self._ended_rotations += live.session.rotations
+
+    def traffic(self) -> Traffic:
+        """What has moved over all connections since the node started."""
+        return sum((live.session.traffic for live in self._live.values()), self._ended)
+
+    def rotations(self) -> int:
+        """How often keys were changed, over all connections since the node started."""
+        return self._ended_rotations + sum(session.rotations for session in self._live)
 
     def by_session(self, session: Session) -> DeviceConnection | None:
         """The connection that a session belongs to."""

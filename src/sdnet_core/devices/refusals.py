@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,12 +36,17 @@ class Refusals:
         self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
         self._window_began = float("-inf")
         self._told = 0
+        self.refusals: Counter[str] = Counter()
+        """All refusals, told or not, by what was asked for."""
+        self.failed = 0
+        """Sessions that did not come about, for whatever reason."""
 
     def refused(self, peer_id: str, device_id: uuid.UUID | None, what: str, reason: str) -> None:
         """Somebody was refused.
 
         :param what: ``connection``, ``session`` or a protocol's name.
         """
+        self.refusals[what] += 1
         self._note(
             (peer_id, what),
             lambda count: PeerRefused(peer_id=peer_id, device_id=device_id, what=what, reason=reason, count=count),
@@ -49,6 +54,7 @@ class Refusals:
 
     def session_failed(self, peer_id: str, device_id: uuid.UUID | None, error: NetworkingError) -> None:
         """A session did not come about: tells of it if the peer did not prove who it is, or if we have refused it."""
+        self.failed += 1
         reason = error.detail
         if isinstance(error, AuthenticationFailedError):
             self._note(

@@ -51,6 +51,18 @@ class Traffic:
     streams_opened: int = 0
     streams_accepted: int = 0
 
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(
+            last_sent=max(self.last_sent, other.last_sent),
+            last_received=max(self.last_received, other.last_received),
+            bytes_sent=self.bytes_sent + other.bytes_sent,
+            bytes_received=self.bytes_received + other.bytes_received,
+            records_sent=self.records_sent + other.records_sent,
+            records_received=self.records_received + other.records_received,
+            streams_opened=self.streams_opened + other.streams_opened,
+            streams_accepted=self.streams_accepted + other.streams_accepted,
+        )
+
 
 class ReplayWindow:
     """Which numbers were seen. Numbers may come out of order, by at most ``size``.

@@ -107,7 +107,7 @@ class World:
     def _check_received(self, node: SimulatedNode, device_id: uuid.UUID) -> None:
         if (node.name, device_id) in self._revoked:
             self.violation(f"{node.name} took a message from a device that it has revoked")
-        for live in node.core._connections._pool.of_device(device_id):
+        for live in node.core._connections.pool.of_device(device_id):
             age_s = node.clock.monotonic() - live.session.epoch.created
             if age_s > KEY_LIFETIME_S:
                 self.violation(f"{node.name} took a message under keys of {age_s:.0f} s")
