@@ -14,11 +14,15 @@ from enum import StrEnum
 
 from anyio.abc import ByteStream, ObjectReceiveStream
 
+from ..errors import ConnectionFailedError
+
 __all__ = [
     "AddressesChanged",
     "Connected",
     "Direction",
     "Disconnected",
+    "Path",
+    "PathChanged",
     "StreamHandler",
     "Swarm",
     "SwarmEvent",
@@ -63,7 +67,36 @@ class AddressesChanged:
     addresses: tuple[str, ...]
 
 
-SwarmEvent = Connected | Disconnected | AddressesChanged
+@dataclass(frozen=True, slots=True)
+class PathChanged:
+    """There is a better connection to a peer than the one so far, or a fresh one through its relay.
+
+    New streams use it. The old one is closed when no stream is left on it.
+    """
+
+    peer_id: str
+    address: str
+    direction: Direction
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """How a peer is connected.
+
+    :param relayed: through a relay, which allows only so much.
+    :param direction: who made it.
+    :param used: how much of what the relay allows is used up, 0 to 1.
+    """
+
+    address: str
+    relayed: bool
+    direction: Direction
+    generation: int
+    used: float = 0.0
+
+
+SwarmEvent = Connected | Disconnected | AddressesChanged | PathChanged
 
 
 class SwarmStream(ByteStream):
@@ -110,10 +143,17 @@ class Swarm(ABC):
         stream; not asked for connections that are there already. None lets everybody in.
     :ivar knows: tells whether a peer is one of ours; all others are strangers, who share a smaller part of the
         connections. None knows everybody.
+    :ivar shows_port: tells whether a peer is one that is to see us at the port that we listen on, so that it can tell
+        others where we are; None shows it to nobody.
+    :ivar relays: peers that may bring us connections from others.
+    :ivar outside: addresses at which we may be reached besides those we listen on, for hole punching.
     """
 
     gate: Callable[[str], bool] | None = None
     knows: Callable[[str], bool] | None = None
+    shows_port: Callable[[str], bool] | None = None
+    relays: frozenset[str] = frozenset()
+    outside: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -158,6 +198,31 @@ class Swarm(ABC):
     @abstractmethod
     def remote_address(self, peer_id: str) -> str | None:
         """The address of the connection to a peer, or None if there is none or it is not known."""
+
+    def path(self, peer_id: str) -> Path | None:
+        """How a peer is connected now; None if it is not, or if this swarm has only one kind of path."""
+        return None
+
+    async def improve(self, peer_id: str, addresses: Iterable[str], *, timeout_s: float = 5.0) -> None:
+        """Have a direct connection to a peer that is connected through a relay; returns at once if there is one.
+
+        :raises ConnectionFailedError: no address answered as that peer.
+        """
+        raise ConnectionFailedError("This swarm has only one kind of path.")
+
+    async def punch(self, peer_id: str, *, timeout_s: float = 10.0) -> None:
+        """The same where neither side can be dialled: both dial at the same moment (DCUtR).
+
+        :raises ConnectionFailedError: it did not work.
+        """
+        raise ConnectionFailedError("This swarm has only one kind of path.")
+
+    async def renew(self, peer_id: str, *, timeout_s: float = 10.0) -> None:
+        """Have a fresh connection through the relay that we reach a peer through.
+
+        :raises ConnectionFailedError: there is none to be had.
+        """
+        raise ConnectionFailedError("This swarm has only one kind of path.")
 
     @abstractmethod
     def dialled_address(self, peer_id: str) -> str | None:

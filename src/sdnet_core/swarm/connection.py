@@ -17,6 +17,7 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from ..log_context import log_context
 from .abc import Direction
 from .muxed import MuxedConnection, MuxedStream
+from .relay_transport import is_relayed
 
 if TYPE_CHECKING:
     from .host import Network
@@ -35,7 +36,8 @@ class Connection(SwarmConn):
     def __init__(self, muxed_conn: MuxedConnection, network: Network, direction: Direction, address: str) -> None:
         super().__init__(muxed_conn, network, direction.value)
         self.way = direction
-        self.address = address
+        way, circuit, _ = address.partition("/p2p-circuit")
+        self.address = way + circuit
         self.set_transport_info(muxed_conn.get_transport_addresses(), muxed_conn.get_connection_type())
         self.opened_at = self.begun_at = trio.current_time()
         self.generation = 0
@@ -43,6 +45,11 @@ class Connection(SwarmConn):
         self.half_open = 0
         self._handlers = trio.CancelScope()
         muxed_conn.on_fail = self._handlers.cancel
+
+    @property
+    def relayed(self) -> bool:
+        """Whether it goes through a relay."""
+        return is_relayed(self.address)
 
     @property
     def peer_id(self) -> ID:

@@ -20,8 +20,10 @@ from libp2p.peer.id import ID
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from multiaddr import Multiaddr
 
-from .host import Network, prepare_socket
+from .host import Network
 from .muxed import OwnSecurity
+from .relay_transport import is_relayed
+from .tcp import prepare_socket
 from .transports import preference
 
 __all__ = ["Dialler"]
@@ -51,13 +53,21 @@ class Dialler:
         if peer_id in self._network.connections:
             return
         done = self._running[peer_id] = trio.Event()
-        race = _Race(self._network, peer_id, addresses[: self._network.limits.max_dial_addresses])
         try:
-            await race.run()
+            await self.race(peer_id, addresses)
         finally:
             del self._running[peer_id]
             done.set()
-        if peer_id not in self._network.connections:
+
+    async def race(self, peer_id: ID, addresses: list[Multiaddr], *, newer_than: int = 0) -> None:
+        """Try all addresses, whatever else is going on with the peer.
+
+        :param newer_than: the generation of a connection that does not count, because a better one is wanted.
+        :raises SwarmException: as :meth:`dial`.
+        """
+        race = _Race(self._network, peer_id, addresses[: self._network.limits.max_dial_addresses], newer_than)
+        await race.run()
+        if not race.is_over:
             raise SwarmException("; ".join(race.reasons) or "no address is known")
 
 
@@ -68,7 +78,8 @@ class _Race:
     multiplexer is what makes a connection there, so one at a time does that.
     """
 
-    def __init__(self, network: Network, peer_id: ID, addresses: list[Multiaddr]) -> None:
+    def __init__(self, network: Network, peer_id: ID, addresses: list[Multiaddr], newer_than: int) -> None:
+        self._newer_than = newer_than
         self.reasons: list[str] = []
         self._network = network
         self._peer_id = peer_id
@@ -78,8 +89,10 @@ class _Race:
         self._over = trio.CancelScope()
 
     @property
-    def _is_connected(self) -> bool:
-        return self._peer_id in self._network.connections
+    def is_over(self) -> bool:
+        """Whether there is a connection."""
+        best = self._network.best_connection(self._peer_id)
+        return best is not None and best.generation > self._newer_than
 
     async def run(self) -> None:
         """Try all addresses until there is a connection, or until all have failed."""
@@ -99,7 +112,7 @@ class _Race:
     async def _stop_when_connected(self) -> None:
         # The peer may reach us while we try to reach it. What has got so far that the peer may count on it is finished,
         # though: if both sides gave theirs up for the other's, none would be left.
-        while self._commit.locked() or not self._is_connected:
+        while self._commit.locked() or not self.is_over:
             await self._network.connected.park()
         self._over.cancel()
 
@@ -112,7 +125,9 @@ class _Race:
                 failed = trio.Event()
                 nursery.start_soon(self._open_group, group, limiter, send, failed)
                 if group is not groups[-1]:
-                    with trio.move_on_after(self._network.limits.transport_head_start_s):
+                    last = is_relayed(groups[-1][0]) and group is groups[-2]
+                    limits = self._network.limits
+                    with trio.move_on_after(limits.relay_head_start_s if last else limits.transport_head_start_s):
                         await failed.wait()
 
     async def _open_group(
@@ -170,7 +185,7 @@ class _Race:
             with trio.fail_after(limit_s):
                 secured = await self._network.secure(raw, self._peer_id)
             async with self._commit:
-                if self._is_connected:
+                if self.is_over:
                     await _discard(raw)
                     return
                 with trio.fail_after(min(limit_s, _CROWDED_COMMIT_S) if len(self._addresses) > 1 else limit_s):

@@ -13,7 +13,6 @@ from sdnet_core.swarm import _fastecdsa as _fastecdsa
 # isort: split
 import contextlib
 import logging
-import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -22,7 +21,6 @@ from libp2p.abc import IMuxedConn, INetConn, INetStream, IRawConnection, ISecure
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.io.abc import ReadWriteCloser
-from libp2p.io.trio import TrioTCPStream
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
@@ -34,11 +32,13 @@ from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from ..errors import ProtocolError
-from .abc import Connected, Direction, Disconnected, SwarmEvent
+from .abc import Connected, Direction, Disconnected, PathChanged, SwarmEvent
 from .connection import Connection
 from .handshakes import Handshakes
 from .muxed import MuxedConnection, MuxedStream, OwnSecurity
 from .negotiation import answer, select
+from .paths import Rank, judge
+from .tcp import prepare_socket
 from .upgrade import SwarmLimits, make_upgrader
 
 __all__ = ["Connection", "Host", "Network", "SwarmLimits", "make_upgrader"]
@@ -54,12 +54,11 @@ _DRAIN_IDLE_S = 1.0
 """How long the surplus connection of two must have had no stream before the lower of the peers closes it."""
 _DRAIN_FOREIGN_IDLE_S = 4.0
 """The same for the higher one, whose peer may be another implementation that keeps both connections for ever."""
+_MAX_OLD_PATHS = 2
+"""Connections to one peer that may still be draining when a better one comes."""
 _CLOSE_ALL_S = 0.7
 _MAX_GONE = 256
 """Peers without a connection of which identify's results are kept; anybody can make many."""
-_UNSENT_BYTES = 128 * 1024
-"""What the kernel may hold of a TCP connection without having sent it; what is sent next waits for that. trio's 16 KiB
-are less than what a fast line takes while a task is being woken."""
 
 
 class Network(Libp2pNetwork):
@@ -289,21 +288,29 @@ class Network(Libp2pNetwork):
         others: list[Any] = self.connections.get(peer_id, [])
         if others:
             old: Connection = others[0]
-            if new.way is not old.way and new.begun_at - old.opened_at < _SIMULTANEOUS_S:
+            we_are_lower = self.self_id.to_bytes() < peer_id.to_bytes()
+            rank = judge(
+                old_relayed=old.relayed,
+                new_relayed=new.relayed,
+                opposite=new.way is not old.way,
+                soon=new.begun_at - old.opened_at < _SIMULTANEOUS_S,
+                we_are_lower=we_are_lower,
+                we_dialled=new.way is Direction.OUTBOUND,
+            )
+            if rank is Rank.BETTER:
+                self._prefer(new, others)
+                return
+            if rank is not Rank.ANEW:
                 # Both sides dialled at once and have both connections now. Both prefer the one that the lower peer id
                 # dialled; the lower also closes the other one, once no stream is left on it, and the higher does so
                 # later if the lower has not.
-                we_are_lower = self.self_id.to_bytes() < peer_id.to_bytes()
-                lower_dialled = Direction.OUTBOUND if we_are_lower else Direction.INBOUND
+                first = rank is Rank.FIRST
                 new.generation = old.generation
-                if new.way is lower_dialled:
-                    self.connections[peer_id] = [new, *others]
-                else:
-                    self.connections[peer_id] = [*others, new]
-                if new.way is not lower_dialled:
+                self.connections[peer_id] = [new, *others] if first else [*others, new]
+                if not first:
                     self.start_soon(self._confirm, old)
                 idle_s = _DRAIN_IDLE_S if we_are_lower else _DRAIN_FOREIGN_IDLE_S
-                self.start_soon(self._drain, old if new.way is lower_dialled else new, idle_s)
+                self.start_soon(self._drain, old if first else new, idle_s)
                 return
             # The peer has connected anew: it has lost the old connection, even if we were not told.
             for connection in list(others):
@@ -325,6 +332,19 @@ class Network(Libp2pNetwork):
                 stream.abort()
         if deadline.cancelled_caught:
             await connection.close()
+
+    def _prefer(self, new: Connection, others: list[Any]) -> None:
+        """Use a better connection beside those that there are."""
+        peer_id = new.peer_id
+        self._generation += 1
+        new.generation = self._generation
+        self.connections[peer_id] = [new, *others]
+        for connection in others[:_MAX_OLD_PATHS]:
+            self.start_soon(self._drain, connection, _DRAIN_FOREIGN_IDLE_S)
+        for connection in others[_MAX_OLD_PATHS:]:
+            self.start_soon(connection.close)
+        self._emit(PathChanged(str(peer_id), new.address, new.way, new.generation))
+        self.connected.unpark_all()
 
     async def _drain(self, connection: Connection, idle_s: float) -> None:
         """Close the surplus one of two connections when it has had no streams for ``idle_s``."""
@@ -413,26 +433,6 @@ class Network(Libp2pNetwork):
                 await listener.close()
             self.listeners.clear()
             await self.transport_manager.close_all()
-
-
-def prepare_socket(raw: Any) -> None:
-    """Set a TCP connection up.
-
-    It learns its peer's address, too: libp2p 0.8.1 does not understand IPv6's four-part ones.
-    """
-    stream = raw.stream if isinstance(raw, RawConnection) else raw
-    if not isinstance(stream, TrioTCPStream):
-        return
-    tcp = stream.stream.socket
-    if tcp.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    try:
-        peer = tcp.getpeername()
-        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-            tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
-    except OSError:
-        return
-    stream._cached_remote_address = (str(peer[0]), int(peer[1]))
 
 
 class Host(BasicHost):

@@ -11,8 +11,8 @@ from sdnet_core.swarm import _fastecdsa as _fastecdsa
 # isort: split
 import importlib.metadata
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
@@ -38,7 +38,7 @@ from multiaddr import Multiaddr
 from ..errors import ConnectionFailedError, NetworkTimeoutError, ProtocolError, TransportError
 from . import hardening
 from ._events import EventQueue
-from .abc import AddressesChanged, Direction, StreamHandler, Swarm, SwarmEvent, SwarmStream
+from .abc import AddressesChanged, Direction, Path, StreamHandler, Swarm, SwarmEvent, SwarmStream
 from .connection import Connection
 from .dialler import Dialler
 from .host import Host, Network, SwarmLimits, make_upgrader
@@ -47,6 +47,11 @@ from .muxed import MuxedStream
 from .negotiation import select
 from .noise import PROTOCOL_ID as NOISE_PROTOCOL_ID
 from .noise import NoiseTransport
+from .reach import Reach
+from .relay_client import Circuit
+from .relay_messages import STOP
+from .relay_transport import CircuitTransport, is_relayed
+from .tcp import FROM_PORTS
 from .transports import make_transports
 
 __all__ = ["Libp2pSwarm", "SwarmLimits"]
@@ -150,7 +155,7 @@ class Libp2pSwarm(Swarm):
             self._id,
             peerstore,
             make_upgrader({NOISE_PROTOCOL_ID: NoiseTransport(key_pair)}, self._limits),
-            make_transports(transports, key_pair.private_key, self._limits),
+            [*make_transports(transports, key_pair.private_key, self._limits), CircuitTransport(self._call)],
             limits=self._limits,
             emit=self._events.put,
             accepting=lambda: not self._events.full,
@@ -165,6 +170,8 @@ class Libp2pSwarm(Swarm):
             addrs_factory=self._announced,
         )
         self._state = "new"
+        self._reach = Reach(self, self._network, self._dialler)
+        self.set_stream_handler(STOP, self._reach.answer)
 
     @property
     def host(self) -> IHost:
@@ -257,14 +264,45 @@ class Libp2pSwarm(Swarm):
         if self.gate is not None and not self.gate(peer_id):
             raise ConnectionFailedError("That device is not let in here.")
         candidates, reasons = _candidates(peer_id, addresses)
-        try:
+        with self._leaving_from_ports(peer_id), _explained(peer_id, timeout_s, reasons):
             with trio.fail_after(timeout_s):
                 await self._dialler.dial(remote, candidates)
-        except trio.TooSlowError as exc:
-            raise ConnectionFailedError(f"{peer_id} did not answer within {timeout_s:g} s.") from exc
-        except SwarmException as exc:
-            reasons.append(str(exc))
-            raise ConnectionFailedError(f"No address of the device answers: {'; '.join(reasons)}.") from exc
+
+    def path(self, peer_id: str) -> Path | None:
+        return self._reach.path(_parse_peer_id(peer_id))
+
+    async def improve(self, peer_id: str, addresses: Iterable[str], *, timeout_s: float = 5.0) -> None:
+        candidates, reasons = _candidates(peer_id, [address for address in addresses if not is_relayed(address)])
+        with _explained(peer_id, timeout_s, reasons), trio.fail_after(timeout_s):
+            await self._reach.improve(_parse_peer_id(peer_id), candidates)
+
+    async def renew(self, peer_id: str, *, timeout_s: float = 10.0) -> None:
+        with _explained(peer_id, timeout_s, []), trio.fail_after(timeout_s):
+            await self._reach.renew(_parse_peer_id(peer_id))
+
+    @property
+    def listen_ports(self) -> dict[int, int]:
+        """A TCP port that we listen on, for each IP version."""
+        ports: dict[int, int] = {}
+        for listener in self._network.listeners.values():
+            for address in listener.get_addrs():
+                parts = str(address).removeprefix("/").split("/")
+                if len(parts) == 4 and parts[2] == "tcp":
+                    ports.setdefault(int(parts[0][2]), int(parts[3]))
+        return ports
+
+    @contextmanager
+    def _leaving_from_ports(self, peer_id: str) -> Iterator[None]:
+        """Dial from the ports that we listen on, if the peer is to see them."""
+        shows = self.shows_port is not None and self.shows_port(peer_id)
+        token = FROM_PORTS.set(self.listen_ports if shows else None)
+        try:
+            yield
+        finally:
+            FROM_PORTS.reset(token)
+
+    async def _call(self, address: str, relay: str, peer_id: str) -> Circuit:
+        return await self._reach.call(address, relay, peer_id)
 
     async def hang_up(self, peer_id: str) -> None:
         await self._network.close_peer(_parse_peer_id(peer_id))
@@ -339,15 +377,29 @@ def _guarded(protocol: str, handler: StreamHandler) -> Callable[[INetStream], Co
     return serve
 
 
+@contextmanager
+def _explained(peer_id: str, timeout_s: float, reasons: list[str]) -> Iterator[None]:
+    """What went wrong with a dial, in the words of the layers above.
+
+    :param reasons: what went wrong before it began.
+    """
+    try:
+        yield
+    except trio.TooSlowError as exc:
+        raise ConnectionFailedError(f"{peer_id} did not answer within {timeout_s:g} s.") from exc
+    except SwarmException as exc:
+        reasons.append(str(exc))
+        raise ConnectionFailedError(f"No address of the device answers: {'; '.join(reasons)}.") from exc
+
+
 def _candidates(peer_id: str, addresses: Iterable[str]) -> tuple[list[Multiaddr], list[str]]:
     """The addresses to dial, each once, and what is wrong with the others."""
     candidates: list[Multiaddr] = []
     reasons: list[str] = []
     for address in dict.fromkeys(addresses):
-        transport, _, named = address.partition("/p2p/")
-        if "/p2p-circuit" in address:
-            reasons.append(f"{address}: relays are not supported")
-        elif named and named != peer_id:
+        way, circuit, _ = address.partition("/p2p-circuit")
+        transport, _, named = (f"{way}{circuit}/p2p/{peer_id}", "", "") if circuit else address.partition("/p2p/")
+        if named and named != peer_id:
             reasons.append(f"{address}: it names another peer")
         else:
             try:

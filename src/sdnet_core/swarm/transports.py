@@ -9,16 +9,17 @@ from collections.abc import Callable, Sequence
 
 from libp2p.abc import ITransport
 from libp2p.crypto.keys import PrivateKey
-from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
 
+from .relay_transport import is_relayed
+from .tcp import TcpTransport
 from .upgrade import SwarmLimits
 
 __all__ = ["TRANSPORTS", "make_transports", "preference"]
 
 
 def _tcp(identity: PrivateKey, limits: SwarmLimits) -> ITransport:
-    return TCP()
+    return TcpTransport()
 
 
 # These are loaded by those only who use them.
@@ -56,8 +57,14 @@ def make_transports(names: Sequence[str], identity: PrivateKey, limits: SwarmLim
 
 
 def preference(transports: Sequence[ITransport], addresses: Sequence[Multiaddr]) -> list[list[Multiaddr]]:
-    """The addresses in groups, one for each transport in the order of preference; those of no transport come first."""
-    groups: list[list[Multiaddr]] = [[] for _ in range(len(transports) + 1)]
+    """The addresses in groups, one for each transport in the order of preference.
+
+    Those of no transport come first, those that go through relays last.
+    """
+    groups: list[list[Multiaddr]] = [[] for _ in range(len(transports) + 2)]
     for address in addresses:
+        if is_relayed(address):
+            groups[-1].append(address)
+            continue
         groups[next((i for i, one in enumerate(transports, 1) if one.can_dial(address)), 0)].append(address)
     return [group for group in groups if group]

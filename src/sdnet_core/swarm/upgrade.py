@@ -36,6 +36,7 @@ class SwarmLimits:
     :param max_parallel_dials: addresses of one peer tried at the same time.
     :param upgrade_stagger_s: time for the handshake with one address before that with the next that answered begins.
     :param transport_head_start_s: time for the addresses of one transport before those of the next are tried as well.
+    :param relay_head_start_s: time for all direct addresses before those that go through relays are tried as well.
     """
 
     max_connections: int = 4096
@@ -50,6 +51,7 @@ class SwarmLimits:
     max_parallel_dials: int = 8
     upgrade_stagger_s: float = 0.25
     transport_head_start_s: float = 0.25
+    relay_head_start_s: float = 0.75
 
 
 class _YamuxSelector(MuxerMultistream):

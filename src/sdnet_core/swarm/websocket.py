@@ -24,7 +24,7 @@ from libp2p.transport.tcp.tcp import TCP, TCPListener
 from multiaddr import Multiaddr
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
-from .host import prepare_socket
+from .tcp import prepare_socket
 
 __all__ = ["WebSocketStream", "WebSocketTransport"]
 
