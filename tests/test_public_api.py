@@ -16,6 +16,7 @@ MODULES = (
     "sdnet_core",
     "sdnet_core.bridge",
     "sdnet_core.cli.kit",
+    "sdnet_core.deprecations",
     "sdnet_core.errors",
     "sdnet_core.events",
     "sdnet_core.testing",
@@ -81,6 +82,23 @@ def test_every_public_name_is_documented() -> None:
             if ours and (inspect.isclass(value) or inspect.isfunction(value)) and not inspect.getdoc(value):
                 undocumented.append(f"{module_name}.{name}")
     assert undocumented == []
+
+
+def test_what_is_deprecated_is_gone_in_time() -> None:
+    """A name whose last version has come is to be removed in that release."""
+    from importlib import metadata
+
+    major, minor = map(int, metadata.version("sdnet-core").split(".")[:2])
+    overdue = []
+    for module_name in MODULES:
+        module = import_module(module_name)
+        for name in module.__all__:
+            value = getattr(module, name)
+            for member in (value, *(vars(value).values() if inspect.isclass(value) else ())):
+                notice = getattr(member, "__deprecated__", None)
+                if notice is not None and tuple(map(int, notice.gone_in.split("."))) <= (major, minor):
+                    overdue.append(str(notice))
+    assert overdue == []
 
 
 if __name__ == "__main__":
