@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         IntroductionStarted,
         PairingCompleted,
         PairingFailed,
+        PairingProgress,
         PairingRequest,
         PairingStateChanged,
     )
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from .introduction.service import IntroductionService
     from .introduction.status import IntroducedDevice, IntroductionRole, IntroductionState, IntroductionStatus
     from .limits import PairingLimits
+    from .search import Activity, SearchStatus, SearchWay
     from .service import CodeUsedError, PairingService, ShownCode
     from .session import PairingStatus, PeerDevice, Reason, Role, SessionState
+    from .terminal import TerminalInterface
     from .ui import PairingUserInterface, PendingList, ProgrammaticInterface
     from .uri import PairingUri, UriError
 
@@ -40,6 +43,7 @@ _HOMES = {
         "IntroductionStarted",
         "PairingCompleted",
         "PairingFailed",
+        "PairingProgress",
         "PairingRequest",
         "PairingStateChanged",
     ),
@@ -47,14 +51,17 @@ _HOMES = {
     "introduction.service": ("IntroductionService",),
     "introduction.status": ("IntroducedDevice", "IntroductionRole", "IntroductionState", "IntroductionStatus"),
     "limits": ("PairingLimits",),
+    "search": ("Activity", "SearchStatus", "SearchWay"),
     "service": ("CodeUsedError", "PairingService", "ShownCode"),
     "session": ("PairingStatus", "PeerDevice", "Reason", "Role", "SessionState"),
+    "terminal": ("TerminalInterface",),
     "ui": ("PairingUserInterface", "PendingList", "ProgrammaticInterface"),
     "uri": ("PairingUri", "UriError"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Activity",
     "CodeError",
     "CodeUsedError",
     "EndReason",
@@ -72,6 +79,7 @@ __all__ = [
     "PairingCompleted",
     "PairingFailed",
     "PairingLimits",
+    "PairingProgress",
     "PairingRequest",
     "PairingService",
     "PairingStateChanged",
@@ -83,8 +91,11 @@ __all__ = [
     "ProgrammaticInterface",
     "Reason",
     "Role",
+    "SearchStatus",
+    "SearchWay",
     "SessionState",
     "ShownCode",
+    "TerminalInterface",
     "UriError",
 ]
 

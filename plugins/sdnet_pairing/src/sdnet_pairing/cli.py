@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ from .introduction.cli import (
 __all__ = ["pair"]
 
 _SESSIONS = "/pairing/sessions"
+_MAX_LINES = 50
+"""Lines about one search that go into a pipe."""
 _ENDED = ("completed", "failed", "cancelled", "expired")
 _REFUSALS = ("refused", "rejected", "unanswered", "used", "expired", "cancelled", "conflict")
 _TIMEOUTS = ("expired", "not-found", "timeout", "unanswered")
@@ -319,29 +322,71 @@ def _finish(cli: Cli, session: dict[str, Any], as_json: bool) -> None:
 
 
 def _follow(cli: Cli, session_id: str, *, talk: bool = False, print_json: bool = False) -> dict[str, Any]:
+    view = _View(cli)
     with cli.client.stream(f"{_SESSIONS}/{session_id}/watch") as changes:
         for number, session in enumerate(changes):
             if print_json and number > 0:
                 cli.print_json(session, compact=True)
             if session["state"] in _ENDED:
+                view.leave()
                 last: dict[str, Any] = session
                 return last
             if talk:
-                _tell(cli, session)
+                view.show(session)
     raise ConnectionFailedError("The node stopped before the pairing was over.")
 
 
-def _tell(cli: Cli, session: dict[str, Any]) -> None:
-    initiator, device = session["role"] == "initiator", session["device"]
-    match session["state"]:
-        case "waiting-for-connection":
-            cli.note("Waiting for the other device…" if initiator else "Looking for the device that shows the code…")
-        case "authenticating":
-            cli.note("A device has connected; it has to prove that it knows the code…")
-        case "awaiting-confirmation" if initiator:
-            _ask(cli, session)
-        case "awaiting-confirmation" if device:
-            cli.note(f"Found {_describe(session)}.\nWaiting for the answer there…")
+class _View:
+    """What the person sees of a session while it goes on: a line for each new state, and one that changes in place."""
+
+    def __init__(self, cli: Cli) -> None:
+        self._cli = cli
+        self._live = sys.stderr.isatty()
+        self._state = ""
+        self._said: set[str] = set()
+        self._open = False
+
+    def show(self, session: dict[str, Any]) -> None:
+        """Show how far it is."""
+        search = session["search"]
+        if session["state"] != self._state:
+            self._state = session["state"]
+            self._enter(session)
+        if search and session["role"] == "joiner" and session["state"] != "awaiting-confirmation":
+            self._progress(search["summary"])
+
+    def leave(self) -> None:
+        """Leave the line that changes as it is."""
+        if self._open:
+            click.echo(err=True)
+            self._open = False
+
+    def _enter(self, session: dict[str, Any]) -> None:
+        initiator, device = session["role"] == "initiator", session["device"]
+        match session["state"]:
+            case "waiting-for-connection" if initiator:
+                self._note("Waiting for the other device…")
+            case "authenticating" if initiator:
+                self._note("A device has connected; it has to prove that it knows the code…")
+            case "awaiting-confirmation" if initiator:
+                self.leave()
+                _ask(self._cli, session)
+            case "awaiting-confirmation" if device:
+                self._note(f"Found {_describe(session)}.\nWaiting for the answer there…")
+
+    def _note(self, text: str) -> None:
+        self.leave()
+        self._cli.note(text)
+
+    def _progress(self, text: str) -> None:
+        if self._live:
+            width = max(20, shutil.get_terminal_size().columns - 1)
+            shown = clean(text)
+            click.echo(f"\r\x1b[2K{shown if len(shown) <= width else shown[: width - 1] + '…'}", nl=False, err=True)
+            self._open = True
+        elif text not in self._said and len(self._said) < _MAX_LINES:
+            self._said.add(text)
+            self._cli.note(text)
 
 
 def _ask(cli: Cli, session: dict[str, Any]) -> None:
@@ -350,7 +395,13 @@ def _ask(cli: Cli, session: dict[str, Any]) -> None:
         cli.note(f"{question}\nAnswer with: sdnet pair accept {session['id']}   or   sdnet pair reject {session['id']}")
         return
     cli.note(question)
-    answer = "accept" if click.confirm("Pair with this device?", default=False, err=True) else "reject"
+    from .terminal import ask_while
+
+    path = f"{_SESSIONS}/{session['id']}"
+    yes = ask_while(lambda: bool(cli.client.get(path)["state"] == "awaiting-confirmation"))
+    if yes is None:
+        return
+    answer = "accept" if yes else "reject"
     try:
         cli.client.post(f"{_SESSIONS}/{session['id']}/{answer}")
     except ApiError as error:

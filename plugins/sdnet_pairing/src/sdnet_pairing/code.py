@@ -39,6 +39,7 @@ WORDS = 12
 ENTROPY_BYTES = 16
 TAG_SALT_BYTES = 8
 TAG_MAC_BYTES = 8
+TAG_BYTES = TAG_SALT_BYTES + TAG_MAC_BYTES
 
 _MAX_TEXT = 1024
 _PREFIX_LETTERS = 4  # BIP39: the first four letters tell a word from all others
@@ -157,7 +158,7 @@ def discovery_tag(discovery: bytes, salt: bytes, peer_id: str) -> bytes:
 
 def matches_tag(discovery: bytes, tag: bytes, peer_id: str) -> bool:
     """Whether a peer announces that it shows the code."""
-    if len(tag) != TAG_SALT_BYTES + TAG_MAC_BYTES:
+    if len(tag) != TAG_BYTES:
         return False
     return hmac.compare_digest(discovery_tag(discovery, tag[:TAG_SALT_BYTES], peer_id), tag)
 

@@ -15,6 +15,7 @@ __all__ = [
     "IntroductionStarted",
     "PairingCompleted",
     "PairingFailed",
+    "PairingProgress",
     "PairingRequest",
     "PairingStateChanged",
 ]
@@ -79,6 +80,22 @@ class PairingStateChanged(NetworkEvent):
     session_id: uuid.UUID
     role: str
     state: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairingProgress(NetworkEvent):
+    """A joiner's search for the device that shows the code has come further.
+
+    :param activity: ``looking``, ``connecting``, ``asking`` or ``waiting-for-approval``.
+    :param found: devices that show the code, or at which a hint points.
+    :param detail: one line for people.
+    """
+
+    kind = "pairing-progress"
+    session_id: uuid.UUID
+    activity: str
+    found: int
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

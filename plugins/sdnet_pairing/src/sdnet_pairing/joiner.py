@@ -23,8 +23,10 @@ from sdnet_core.errors import (
 
 from .code import CodeKeys, matches_tag
 from .conversation import Conversation, reason_of
+from .events import PairingProgress
 from .limits import PairingLimits
 from .machine import JoinerMachine
+from .search import Activity, SearchStatus
 from .session import PairingSession, PeerDevice, Reason, SessionState
 from .steps import (
     CodeProven,
@@ -124,8 +126,12 @@ class Joiner:
         used: UsedCodes,
         local_side: Callable[[], LocalSide],
         hints: Sequence[Hint] = (),
+        meeting_points: Sequence[str] = (),
     ) -> None:
         assert session.keys is not None
+        assert session.search is not None
+        self._search = session.search
+        self._meeting_points = meeting_points
         self._ctx = ctx
         self._limits = limits
         self._session = session
@@ -134,18 +140,52 @@ class Joiner:
         self._local_side = local_side
         self._hints = hints
         self._peers: dict[str, _Peer] = {}
+        self._told: SearchStatus | None = None
 
     async def run(self) -> None:
         """Search until the session has ended. The caller ends the session when time runs out."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._stop_when_over, tasks.cancel_scope)
+            tasks.start_soon(self._follow_ways)
             for hint in self._hints:
                 self._add(tasks, hint.peer_id, [hint.address], sure=hint.sure)
-            async with self._ctx.candidates() as candidates:
+            await self._use_meeting_points()
+            async with self._ctx.candidates(record=self._keys.record, refresh=True) as candidates:
                 async for candidate in candidates:
+                    self._search.saw(candidate)
                     if self._fits(candidate):
                         self._add(tasks, candidate.peer_id, candidate.addresses, sure=True)
+                    self._tell()
                 await anyio.sleep_forever()  # discovery has ended; what was found is still being tried
+
+    async def _use_meeting_points(self) -> None:
+        if self._meeting_points:
+            try:
+                await self._ctx.add_meeting_points(self._meeting_points)
+            except NetworkingError as error:
+                logger.warning("the meeting points of a pairing link could not be taken over: %s", error)
+
+    async def _follow_ways(self) -> None:
+        async with self._ctx.subscribe(("search-progress",)) as changes:
+            async for _ in changes:
+                self._tell()
+
+    def _tell(self) -> None:
+        """Let people know how far the search has come, if that is news."""
+        status = self._search.status()
+        if status == self._told or self._session.state.ended:
+            return
+        if self._told is None or status.summary != self._told.summary:
+            self._ctx.publish(
+                PairingProgress(
+                    session_id=self._session.id,
+                    activity=str(status.activity),
+                    found=status.found,
+                    detail=status.summary,
+                )
+            )
+        self._told = status
+        self._session.progressed()
 
     async def _stop_when_over(self, scope: anyio.CancelScope) -> None:
         while not self._session.state.ended:
@@ -164,6 +204,7 @@ class Joiner:
             tasks.start_soon(self._pursue, peer)
         peer.add(addresses)
         peer.sure = peer.sure or sure
+        self._search.found(peer_id, addresses)
 
     async def _pursue(self, peer: _Peer) -> None:
         """Try one peer until it is clear whether it shows the code."""
@@ -173,6 +214,8 @@ class Joiner:
                     await self._try(peer)
                 except NetworkingError as error:
                     logger.info("peer %s could not be asked to pair: %s", peer.peer_id, error)
+                    self._search.failed(peer.peer_id, error.detail)
+                    self._tell()
                     if self._session.taken:
                         timed_out = isinstance(error, NetworkTimeoutError)
                         self._session.fail(Reason.TIMEOUT if timed_out else Reason.CONNECTION_LOST)
@@ -181,10 +224,12 @@ class Joiner:
                 await anyio.sleep(self._limits.retry_pause_s)
 
     async def _try(self, peer: _Peer) -> None:
+        self._at(peer, Activity.CONNECTING)
         stream = await self._ctx.open_stranger_stream(
             peer.peer_id, peer.addresses, "pairing", timeout_s=self._limits.step_timeout_s
         )
         attempt = _Attempt(self, peer, stream)
+        self._at(peer, Activity.ASKING)
         self._session.move(SessionState.CONNECTED)
         try:
             with self._ctx.pairing_with(peer.peer_id, self._session.id):
@@ -200,6 +245,7 @@ class Joiner:
             if not self._session.taken:
                 self._session.move(SessionState.WAITING_FOR_CONNECTION)
         if attempt.failure is not None:
+            self._search.failed(peer.peer_id, "It refused.")
             self._give_up(peer, reason_of(attempt.failure), final=self._session.taken)
 
     def _give_up(self, peer: _Peer, reason: Reason, *, final: bool = False) -> None:
@@ -208,9 +254,14 @@ class Joiner:
         if final or peer.sure or all(other.given_up for other in self._peers.values()):
             self._session.fail(reason)
 
+    def _at(self, peer: _Peer, activity: Activity) -> None:
+        self._search.does(peer.peer_id, activity)
+        self._tell()
+
     def choose(self, chosen: _Peer) -> None:
         """The peer has proven that it knows the code: the others are left alone."""
         self._session.take()
+        self._search.does(chosen.peer_id, Activity.WAITING_FOR_APPROVAL)
         for peer in self._peers.values():
             if peer is not chosen:
                 peer.scope.cancel()

@@ -18,10 +18,11 @@ from .initiator import Initiator
 from .joiner import Hint, Joiner, hints_of, parse_hints
 from .limits import PairingLimits
 from .messages import is_announceable
+from .search import Search
 from .session import PairingSession, PairingStatus, Reason, Role, SessionState
 from .steps import LocalSide
 from .ui import PairingUserInterface, PendingList
-from .uri import PairingUri, choose_addresses, is_uri
+from .uri import PairingUri, choose_addresses, choose_meeting_points, is_uri
 from .used_codes import UsedCodes
 
 __all__ = ["CodeUsedError", "PairingHandler", "PairingService", "ShownCode"]
@@ -128,9 +129,10 @@ class PairingService:
         """
         tasks = self._require_running()
         places = parse_hints(hints)
+        points: tuple[str, ...] = ()
         if isinstance(code, str) and is_uri(code):
             link = PairingUri.parse(code)
-            parsed = link.code
+            parsed, points = link.code, link.meeting_points
             places += hints_of(link)
         else:
             parsed = PairingCode.parse(code)
@@ -146,7 +148,8 @@ class PairingService:
         if self._used is not None and session_id in self._used:
             raise CodeUsedError("The code was used already; a code works only once. Make a new one.")
         session = self._new_session(Role.JOINER, parsed, limit_s)
-        tasks.start_soon(self._join, session, places)
+        session.search = Search(self._ctx.search_ways, hinted=bool(places))
+        tasks.start_soon(self._join, session, places, points)
         return session.status()
 
     # Looking and answering
@@ -231,7 +234,8 @@ class PairingService:
         )
 
     def _link(self, code: PairingCode) -> PairingUri:
-        return PairingUri(code, self._ctx.local_device.peer_id, choose_addresses(self._ctx.addresses))
+        local, points = self._ctx.local_device, choose_meeting_points(self._ctx.meeting_points)
+        return PairingUri(code, local.peer_id, choose_addresses(self._ctx.addresses), points)
 
     def _new_session(
         self, role: Role, code: PairingCode, lifetime_s: float, *, auto_accept: bool = False
@@ -260,13 +264,22 @@ class PairingService:
         assert session.keys is not None
         salt = self._ctx.randomness.bytes(TAG_SALT_BYTES)
         tag = discovery_tag(session.keys.discovery, salt, self._ctx.local_device.peer_id)
-        with self._ctx.advertise(tag):
+        # Found by whoever has the code: near by the tag, from other networks by the record.
+        with self._ctx.advertise(tag, record=session.keys.record):
             task_status.started()
             await self._until_closed(session)
 
-    async def _join(self, session: PairingSession, hints: Sequence[Hint]) -> None:
+    async def _join(self, session: PairingSession, hints: Sequence[Hint], meeting_points: Sequence[str]) -> None:
         assert self._used is not None
-        joiner = Joiner(self._ctx, self.limits, session, used=self._used, local_side=self.local_side, hints=hints)
+        joiner = Joiner(
+            self._ctx,
+            self.limits,
+            session,
+            used=self._used,
+            local_side=self.local_side,
+            hints=hints,
+            meeting_points=meeting_points,
+        )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._until_closed, session)
             try:
@@ -379,12 +392,15 @@ def _awaits_answer(session: PairingSession) -> bool:
 class _Watch(AsyncIterator[PairingStatus]):
     def __init__(self, session: PairingSession) -> None:
         self._session = session
-        self._told: SessionState | None = None
+        self._told = -1
+        self._over = False
 
     async def __anext__(self) -> PairingStatus:
-        if self._told is not None and self._told.ended:
+        if self._over:
             raise StopAsyncIteration
-        while self._session.state is self._told:
+        while self._session.revision == self._told:
             await self._session.wait_for_news()
-        self._told = self._session.state
-        return self._session.status()
+        self._told = self._session.revision
+        status = self._session.status()
+        self._over = status.state.ended
+        return status

@@ -12,6 +12,7 @@ import anyio
 from sdnet_core import DeviceInfo
 
 from .code import CodeKeys
+from .search import Search, SearchStatus
 
 __all__ = ["PairingSession", "PairingStatus", "PeerDevice", "Reason", "Role", "SessionState"]
 
@@ -131,6 +132,7 @@ class PairingStatus:
     :param reason: why it ended without a pairing; a `Reason`.
     :param detail: the same, or what is still to come, for a person.
     :param pending: completed here, not yet confirmed by the other side.
+    :param search: how far a joiner's search has come, or had come when it ended.
     """
 
     id: uuid.UUID
@@ -143,6 +145,7 @@ class PairingStatus:
     reason: Reason | None
     detail: str
     pending: bool
+    search: SearchStatus | None = None
 
 
 class PairingSession:
@@ -182,11 +185,15 @@ class PairingSession:
         self.committed = False
         """The pairing is being stored: it can no longer be called off."""
         self.answer: bool | None = None
+        self.search: Search | None = None
+        self.revision = 0
+        """Goes up with everything that a person could see."""
         self.closed = anyio.Event()
         """Set when the code is used up or the session is over: nothing is announced or looked for any more."""
         self.answered = anyio.Event()
         """Set when the person has answered or the session is over."""
         self._changed = changed
+        self._detail = ""
         self._news = anyio.Event()
 
     def __repr__(self) -> str:
@@ -235,12 +242,16 @@ class PairingSession:
         """Time has run out."""
         if not self.state.ended:
             self.reason = reason
+            if reason is Reason.NOT_FOUND and self.search is not None:
+                self._detail = self.search.diagnosis()
             self._enter(SessionState.EXPIRED)
 
     def status(self) -> PairingStatus:
         """The session now."""
         detail = _PENDING if self.pending else ""
-        if self.reason is not None:
+        if self._detail:
+            detail = self._detail
+        elif self.reason is not None:
             detail = _WHY[self.reason]
             if self.role is Role.INITIATOR:
                 detail = _WHY_INITIATOR.get(self.reason, detail)
@@ -255,11 +266,17 @@ class PairingSession:
             reason=self.reason,
             detail=detail,
             pending=self.pending,
+            search=None if self.search is None else self.search.status(),
         )
 
     async def wait_for_news(self) -> None:
-        """Wait for the next change of state."""
+        """Wait for the next change."""
         await self._news.wait()
+
+    def progressed(self) -> None:
+        """The search has come further."""
+        if not self.state.ended:
+            self._tell()
 
     def _enter(self, state: SessionState) -> None:
         self.state = state
@@ -267,6 +284,10 @@ class PairingSession:
             self.keys = None
             self.closed.set()
             self.answered.set()
+        self._tell()
+        self._changed(self)
+
+    def _tell(self) -> None:
+        self.revision += 1
         news, self._news = self._news, anyio.Event()
         news.set()
-        self._changed(self)

@@ -20,7 +20,7 @@ from sdnet_core.errors import SerializationError
 
 from .code import ENTROPY_BYTES, CodeError, PairingCode
 
-__all__ = ["PairingUri", "UriError", "choose_addresses", "circuit_addresses", "is_uri"]
+__all__ = ["PairingUri", "UriError", "choose_addresses", "choose_meeting_points", "circuit_addresses", "is_uri"]
 
 MAX_URI_CHARACTERS = 1024
 MAX_ADDRESSES = 8
@@ -137,6 +137,15 @@ def choose_addresses(addresses: Iterable[str], *, limit: int = CHOSEN_ADDRESSES)
     ranked = sorted(fitting, key=_rank)
     beyond = [address for address in ranked if _rank(address) < _LOOPBACK]
     return tuple(beyond or ranked)[:limit]
+
+
+def choose_meeting_points(points: Iterable[str]) -> tuple[str, ...]:
+    """Those of a device's meeting points that go into a link: the first of each node, at most 2."""
+    chosen: dict[str, str] = {}
+    for point in points:
+        if len(point) <= MAX_ADDRESS_CHARACTERS and _ADDRESS.fullmatch(point):
+            chosen.setdefault(point.rpartition("/p2p/")[2], point)
+    return tuple(chosen.values())[:MAX_MEETING_POINTS]
 
 
 _LOOPBACK = 9
