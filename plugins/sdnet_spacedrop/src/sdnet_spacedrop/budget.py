@@ -12,9 +12,9 @@ __all__ = ["StrangerBudget"]
 
 MAX_PROMPTS = 4
 """Most strangers' drops that a person sees waiting at a time; one of each stranger."""
-MAX_MEETINGS_PER_MINUTE = 10
+MAX_MEETINGS_PER_MINUTE = 12
 """All strangers together. It also bounds how often somebody in between can try his luck with the check number."""
-MAX_MEETINGS_PER_PEER = 3
+MAX_MEETINGS_PER_PEER = 6
 """The same of one stranger."""
 MAX_QUERIES_PER_MINUTE = 120
 """How often strangers may ask for this device's name."""
