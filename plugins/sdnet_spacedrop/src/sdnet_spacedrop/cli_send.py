@@ -97,9 +97,7 @@ class _Sending:
 
     def _compare(self, offered: dict[str, Any]) -> None:
         cli, name = self._cli, offered["device_name"]
-        cli.note(
-            f"{name} is not paired with this device. On its screen there is a number; here it is:  {offered['check']}"
-        )
+        cli.note(f"{name} is not paired with this device. Its screen has to show this number:  {offered['check']}")
         try:
             same = click.confirm(f"Does {name} show the same number?", err=True)
         except click.Abort:
