@@ -158,7 +158,7 @@ async def test_status_and_versions(api_of: ApiOf) -> None:
         status = (await api.call("GET", "/v1/status")).json
         assert status["peer_id"] == node.identity.peer_id
         assert status["fingerprint"]["words"] == node.identity.fingerprint.words
-        assert status["devices"] == {"paired": 1, "connected": 1}
+        assert status["devices"] == {"paired": 1, "connected": 1, "away": []}
         assert status["storage"]["protection"] == "unprotected"
         assert status["pid"] > 1
         assert status["log_file"] == str(node.config.paths.log_file)
