@@ -309,9 +309,9 @@ class Connection(OwnSecurity):
         self._core.receive_datagram(datagram, address, self._heard_at)
         self.answered.set()
         self._take_events()
-        for stream in self._wanting_room:
-            stream.flushed()
-        self.wake()
+        if not self._must_flush:
+            # Once for all the datagrams that are read together.
+            self.wake()
 
     def unreachable(self) -> None:
         """The peer's machine says that nobody listens there.

@@ -41,6 +41,7 @@ _MAX_DATAGRAM_BYTES = 65536
 _BATCH = 32
 """Datagrams that are read without letting other tasks run."""
 _MIN_INITIAL_BYTES = 1200
+_LONG_HEADER = 0x80
 _BUFFER_BYTES = 4 * 1024 * 1024
 _MAX_FAREWELLS = 256
 _MAX_REPEATS = 3
@@ -263,6 +264,12 @@ class ServerSocket:
         return datagram, (peer, _way_back(ancillary))
 
     def _take(self, datagram: bytes, address: Any) -> None:
+        if datagram and not datagram[0] & _LONG_HEADER:
+            # Nearly all of them: the packets of connections that are there.
+            known = self._connections.get(datagram[1 : 1 + CONNECTION_ID_BYTES])
+            if known is not None:
+                known.receive(datagram, address)
+                return
         try:
             header = pull_quic_header(Buffer(data=datagram), host_cid_length=CONNECTION_ID_BYTES)
         except ValueError:
