@@ -99,14 +99,15 @@ class JsPeer:
 
 
 @asynccontextmanager
-async def js_peer(node_command: Sequence[str], *, mdns: bool = False) -> AsyncIterator[JsPeer]:
+async def js_peer(node_command: Sequence[str], *, mdns: bool = False, transport: str = "tcp") -> AsyncIterator[JsPeer]:
     """Run a js-libp2p node that listens on 127.0.0.1.
 
     :param node_command: runs ``node``.
     :param mdns: whether it announces itself and browses. It does so on every interface there is, so only where
         loopback is the only one.
+    :param transport: its only one: ``tcp``, ``ws`` or ``quic``.
     """
-    command = [*node_command, str(PEER), json.dumps({"mdns": mdns})]
+    command = [*node_command, str(PEER), json.dumps({"mdns": mdns, "transport": transport})]
     # Its standard error goes to ours, where pytest shows it with a failing test.
     process = await anyio.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None)
     try:

@@ -1,6 +1,6 @@
 // A js-libp2p node that sdnet's interoperability tests drive.
 //
-// It is started as `node peer.mjs '{"mdns": false}'`. Each line of standard input is one request
+// It is started as `node peer.mjs '{"mdns": false, "transport": "tcp"}'`. Each line of standard input is one request
 // `{"id": 1, "do": "ping", ...}`, answered by `{"id": 1, "ok": ...}` or `{"id": 1, "error": {"name", "message"}}`; what
 // happens otherwise is told as `{"event": ...}`. It ends when standard input does.
 
@@ -13,6 +13,7 @@ import { mdns } from '@libp2p/mdns'
 import { peerIdFromString } from '@libp2p/peer-id'
 import { ping } from '@libp2p/ping'
 import { tcp } from '@libp2p/tcp'
+import { webSockets } from '@libp2p/websockets'
 import { multiaddr } from '@multiformats/multiaddr'
 import { createLibp2p } from 'libp2p'
 
@@ -28,9 +29,16 @@ const held = new Map()
 const tell = message => process.stdout.write(JSON.stringify(message) + '\n')
 const sha256 = () => createHash('sha256')
 
+const [transport, listen] = {
+  tcp: [tcp, '/ip4/127.0.0.1/tcp/0'],
+  ws: [webSockets, '/ip4/127.0.0.1/tcp/0/ws'],
+  // It comes as a binary, which not every platform has.
+  quic: [options.transport === 'quic' ? (await import('@chainsafe/libp2p-quic')).quic : undefined, '/ip4/127.0.0.1/udp/0/quic-v1']
+}[options.transport ?? 'tcp']
+
 const node = await createLibp2p({
-  addresses: { listen: ['/ip4/127.0.0.1/tcp/0'] },
-  transports: [tcp()],
+  addresses: { listen: [listen] },
+  transports: [transport()],
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
   peerDiscovery: options.mdns === true ? [mdns({ interval: 1000 })] : [],
