@@ -28,6 +28,9 @@ MEMBERS = [
     "sdnet-spacedrop",
     "sdnet-sync",
 ]
+# Source-only packages among the dependencies; all are pure Python.
+PURE_SOURCES = ["python-baseconv", "varint"]
+FAST_TESTS = ["tests/unit", "tests/integration", "plugins"]
 # Tests of daemons mostly wait, so more workers than cores pay; a file stays on one worker with its fixtures.
 PYTEST = [PYTHON, "-m", "pytest", "-n", "4", "--dist", "loadfile"]
 
@@ -166,6 +169,65 @@ def net(session: nox.Session) -> None:
 def simulate_sync(session: nox.Session) -> None:
     """Let replicas of a library converge in 2,000 random histories: partitions, repetitions, restarts, clock steps."""
     session.run(*PYTEST, "plugins/sdnet_sync/tests/test_convergence.py", env={"SDNET_SYNC_CASES": "2000"})
+
+
+@nox.session
+def minimums(session: nox.Session) -> None:
+    """Run the fast tests with the oldest versions that the distributions say they work with."""
+    python = _other_environment(session, "minimums", sys.executable, "--resolution=lowest-direct")
+    session.run(python, "-m", "pytest", "-n", "2", "--dist", "loadfile", *FAST_TESTS, *session.posargs, external=True)
+
+
+@nox.session
+def pythons(session: nox.Session) -> None:
+    """Run the fast tests on the other Pythons that are here; `nox -s pythons -- 3.13` on one of them."""
+    for version in session.posargs or ["3.12", "3.13", "3.14"]:
+        found = session.run(
+            *(PYTHON, "-m", "uv", "python", "find", "--no-python-downloads", version), silent=True, success_codes=[0, 2]
+        )
+        if not found or "No interpreter" in found:
+            session.warn(f"Python {version} is not here; its dependencies are only resolved.")
+            _resolve(session, version)
+            continue
+        python = _other_environment(session, f"python{version}", found.strip(), "--constraints=requirements/dev.txt")
+        session.run(python, "-m", "pytest", "-n", "2", "--dist", "loadfile", *FAST_TESTS, external=True)
+
+
+@nox.session
+def resolves(session: nox.Session) -> None:
+    """See that every supported Python finds wheels for everything that is not pure Python: no compiler is needed."""
+    for version in ("3.11", "3.12", "3.13", "3.14"):
+        _resolve(session, version)
+
+
+def _resolve(session: nox.Session, version: str) -> None:
+    members = ["pyproject.toml", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("plugins/*/pyproject.toml"))]
+    session.run(
+        *(PYTHON, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--python-version", version),
+        *("--python-platform", "x86_64-manylinux_2_28", "--only-binary=:all:"),
+        *(f"--no-binary={name}" for name in PURE_SOURCES),
+        *("--constraints", "requirements/runtime.txt", "--output-file", os.devnull, *members),
+        env={key: value for key, value in os.environ.items() if not key.startswith(("UV_", "PIP_"))},
+        include_outer_env=False,
+    )
+    session.log(f"Python {version}: everything is there without a compiler")
+
+
+def _other_environment(session: nox.Session, name: str, python: str, *options: str) -> str:
+    """Make an environment beside `.venv` with all distributions and the tools of their tests.
+
+    :returns: its interpreter.
+    """
+    place = ROOT / ".nox" / name
+    session.run(PYTHON, "-m", "uv", "venv", "--quiet", "--clear", "--python", python, str(place))
+    members = [argument for path in sorted(ROOT.glob("plugins/*")) for argument in ("-e", str(path))]
+    # Build tools come from the build requirements of each package, within the bounds of the pins.
+    session.run(
+        *(PYTHON, "-m", "uv", "pip", "install", "--quiet", "--python", str(place / "bin" / "python"), *options),
+        *("--build-constraints", "requirements/build.txt", "-e", ".[keyring]", *members),
+        *("pytest>=9.0", "pytest-xdist>=3.8", "hypothesis>=6.130", "zxing-cpp"),
+    )
+    return str(place / "bin" / "python")
 
 
 @nox.session
