@@ -71,6 +71,13 @@ def swarm_long(session: nox.Session) -> None:
 
 
 @nox.session
+def pairing_hostile(session: nox.Session) -> None:
+    """Run the hostile tests of pairing in full: 1,000 wrong attempts of 50 strangers, every frame flipped, captures."""
+    tests = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/hostile/test_pairing_*.py"))
+    session.run(PYTHON, "-m", "pytest", "-s", *tests, *session.posargs, env={"SDNET_LONG_TESTS": "1"})
+
+
+@nox.session
 def e2e(session: nox.Session) -> None:
     """Run the tests that drive daemons as processes through the command line."""
     session.run(*PYTEST, "tests/e2e", *session.posargs)

@@ -144,7 +144,8 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
         self.gate = PeerGate(self.clock, self._registry, revocations, refusals, self._pairing_window_closed)
         self._swarm = self._make_swarm(self.identity)
         self._swarm.gate = self.gate.admits
-        self._swarm.knows = lambda peer_id: self._registry.by_peer(peer_id) is not None
+        self._swarm.knows = lambda peer_id: self._registry.by_peer(peer_id) is not None or self.gate.talks_with(peer_id)
+        self._swarm.awaits_stranger = lambda: self.gate.is_open
         self.discovery = Discovery(
             self._make_sources(self.identity), self.clock, peer_id=self.identity.peer_id, on_progress=self._on_progress
         )

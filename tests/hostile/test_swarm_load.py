@@ -333,6 +333,32 @@ async def test_strangers_do_not_take_the_places_of_known_peers() -> None:
             await s3.dial(swarm.peer_id, swarm.addresses)
 
 
+async def test_the_stranger_that_idles_for_longest_makes_room_while_one_is_awaited() -> None:
+    async with running(SwarmLimits(max_connections=8, max_strangers=2)) as swarm:
+        swarm.knows, swarm.awaits_stranger = (lambda peer_id: False), lambda: True
+        async with running() as busy, running() as idle, running() as s3, running() as s4:
+            await busy.dial(swarm.peer_id, swarm.addresses)
+            stream = await busy.open_stream(swarm.peer_id, ["/echo/1"])
+            await stream.send(b"here")
+            assert await stream.receive() == b"here"
+            await idle.dial(swarm.peer_id, swarm.addresses)
+            await s3.dial(swarm.peer_id, swarm.addresses)
+            with anyio.fail_after(30):
+                while swarm.is_connected(idle.peer_id) or not swarm.is_connected(s3.peer_id):  # noqa: ASYNC110
+                    await anyio.sleep(0.01)
+            assert swarm.is_connected(busy.peer_id)
+            # One that has become known stays, however many come.
+            swarm.knows = lambda peer_id: peer_id == busy.peer_id
+            await idle.dial(swarm.peer_id, swarm.addresses)
+            await s4.dial(swarm.peer_id, swarm.addresses)
+            with anyio.fail_after(30):
+                while not swarm.is_connected(s4.peer_id):  # noqa: ASYNC110
+                    await anyio.sleep(0.01)
+            assert swarm.is_connected(busy.peer_id)
+            await stream.send(b"still")
+            assert await stream.receive() == b"still"
+
+
 async def test_what_is_kept_of_strangers_that_have_gone_is_bounded() -> None:
     async with running() as swarm:
         for _ in range(300):

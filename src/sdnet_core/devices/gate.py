@@ -68,6 +68,15 @@ class PeerGate:
             or isinstance(self._registry.stranger(peer_id), Pairing)
         )
 
+    @property
+    def is_open(self) -> bool:
+        """Whether this device waits to be paired."""
+        return self._windows > 0
+
+    def talks_with(self, peer_id: str) -> bool:
+        """Whether a pairing with a peer goes on, in which it has proven to know a code."""
+        return isinstance(self._registry.stranger(peer_id), Pairing)
+
     @contextmanager
     def window(self) -> Iterator[None]:
         """This device waits to be paired, whoever comes."""

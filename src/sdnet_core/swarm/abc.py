@@ -143,6 +143,8 @@ class Swarm(ABC):
         stream; not asked for connections that are there already. None lets everybody in.
     :ivar knows: tells whether a peer is one of ours; all others are strangers, who share a smaller part of the
         connections. None knows everybody.
+    :ivar awaits_stranger: tells whether a stranger is waited for. While it is, the stranger that has been connected for
+        longest makes room for a new one; otherwise it is the new one that is turned away.
     :ivar shows_port: tells whether a peer is one that is to see us at the port that we listen on, so that it can tell
         others where we are; None shows it to nobody.
     :ivar relays: peers that may bring us connections from others.
@@ -151,6 +153,7 @@ class Swarm(ABC):
 
     gate: Callable[[str], bool] | None = None
     knows: Callable[[str], bool] | None = None
+    awaits_stranger: Callable[[], bool] | None = None
     shows_port: Callable[[str], bool] | None = None
     relays: frozenset[str] = frozenset()
     outside: tuple[str, ...] = ()

@@ -68,6 +68,7 @@ class Network(Libp2pNetwork):
     :param accepting: whether new connections can be taken on now.
     :param admits: whether a connection with a peer may be.
     :param knows: whether a peer is one that does not count as a stranger.
+    :param awaits_stranger: whether strangers that are there make room for a new one.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Network(Libp2pNetwork):
         accepting: Callable[[], bool],
         admits: Callable[[str], bool] = lambda _: True,
         knows: Callable[[str], bool] = lambda _: True,
+        awaits_stranger: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(
             peer_id,
@@ -105,6 +107,7 @@ class Network(Libp2pNetwork):
         self._accepting = accepting
         self._admits = admits
         self._knows = knows
+        self._awaits_stranger = awaits_stranger
         self._generation = 0
         self.handshakes = Handshakes(limits.max_handshakes)
         self._gone: dict[ID, None] = {}
@@ -256,8 +259,8 @@ class Network(Libp2pNetwork):
                 raise SwarmException("there are too many connections")
             if way is Direction.INBOUND:
                 connection.is_stranger = not self._knows(str(connection.peer_id))
-                if connection.is_stranger and self._strangers() >= self.limits.max_strangers:
-                    raise SwarmException("there are too many connections of strangers")
+                if connection.is_stranger:
+                    await self._make_room_among_strangers()
             # First the registration, then the streams: no handler runs on a connection nobody was told of.
             self.start_soon(connection.start)
             self._register(connection)
@@ -269,14 +272,23 @@ class Network(Libp2pNetwork):
         await self.notify_connected(connection)
         return connection
 
-    def _strangers(self) -> int:
-        """How many connections are of peers that we do not know; some may have become known since they connected."""
-        count = 0
-        for connection in self._all_connections():
-            if connection.is_stranger:
-                connection.is_stranger = not self._knows(str(connection.peer_id))
-                count += connection.is_stranger
-        return count
+    async def _make_room_among_strangers(self) -> None:
+        """Have a stranger leave if there are as many as may be, and one is waited for.
+
+        :raises SwarmException: none is.
+        """
+        while len(strangers := self._strangers()) >= self.limits.max_strangers:
+            if not self._awaits_stranger():
+                raise SwarmException("there are too many connections of strangers")
+            # Whoever is meant says so at once, and is known from then on: the one that idles for longest is not meant.
+            await min(strangers, key=lambda connection: (bool(connection.streams), connection.opened_at)).close()
+
+    def _strangers(self) -> list[Connection]:
+        """The connections of peers that we do not know; some may have become known since they connected."""
+        strangers = [connection for connection in self._all_connections() if connection.is_stranger]
+        for connection in strangers:
+            connection.is_stranger = not self._knows(str(connection.peer_id))
+        return [connection for connection in strangers if connection.is_stranger]
 
     def _all_connections(self) -> Iterator[Connection]:
         for connections in self.connections.values():

@@ -161,6 +161,7 @@ class Libp2pSwarm(Swarm):
             accepting=lambda: not self._events.full,
             admits=lambda peer_id: self.gate is None or self.gate(peer_id),
             knows=lambda peer_id: self.knows is None or self.knows(peer_id),
+            awaits_stranger=lambda: self.awaits_stranger is not None and self.awaits_stranger(),
         )
         self._dialler = Dialler(self._network)
         self._network.dialler = self._dialler.dial
