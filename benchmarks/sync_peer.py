@@ -5,12 +5,15 @@ Run as ``python -m benchmarks.sync_peer sdnet listen|dial``.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import resource
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -28,6 +31,7 @@ class Node:
         self._service = service
         self._to = uuid.UUID(int=0)
         self._library: Any = None
+        self._folder: Any = None
 
     async def hello(self) -> dict[str, Any]:
         """Who it is, for the other side."""
@@ -138,6 +142,38 @@ class Node:
 
         await self._library.replica.work(change)
 
+    async def mirror(self, path: str, files: int) -> dict[str, float]:
+        """Mirror a folder, and wait until it holds so many files and nothing is left to do."""
+        folders = self._service.folders
+        began = time.perf_counter()
+        before = resident_bytes()
+        if files and not os.listdir(path):
+            # The other side makes the mirror.
+            while not await self._library.count("sdnet.location"):  # noqa: ASYNC110
+                await trio.sleep(0.005)
+        location = await folders.mirror(self._library, Path(path))
+        self._folder = folders.folder(location.id)
+        await self._holds(files)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"seconds": time.perf_counter() - began, "peak_mib": peak / 2**20, "grown_mib": (peak - before) / 2**20}
+
+    async def _holds(self, files: int) -> None:
+        while True:
+            await self._folder.settled.wait()
+            if (await trio.to_thread.run_sync(self._folder.index.totals))[0] == files:
+                return
+            await trio.sleep(0.005)
+
+    async def wait_for_file(self, path: str, size: int, mtime_ns: int) -> dict[str, float]:
+        """Wait until a file of the mirror is as it is at the other side."""
+        before = self._folder.fetcher.received_bytes
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(path)
+                if (status.st_size, status.st_mtime_ns) == (size, mtime_ns):
+                    return {"at": time.time(), "bytes": self._folder.fetcher.received_bytes - before}
+            await trio.sleep(0.002)
+
     async def usage(self) -> dict[str, float]:
         """Memory."""
         return {"rss_mib": resident_bytes() / 2**20}
@@ -162,7 +198,8 @@ async def _serve(role: str, answers_fd: int) -> None:
         }
         async with NetworkingCore(load_config(role, environ=environ), plugins=[SyncPlugin]) as core:
             node = Node(core, core.get_service(SyncService))
-            names = "hello pair connect create fill invite join wait echo single verify differ usage".split()
+            names = "hello pair connect create fill invite join wait echo single verify differ usage"
+            names = [*names.split(), "mirror", "wait_for_file"]
             await serve_commands({name: getattr(node, name) for name in names}, answers_fd=answers_fd)
 
 

@@ -13,6 +13,7 @@ from sdnet_core.errors import StorageError
 __all__ = ["NONCE_BYTES", "RowSealer", "entry_key", "tag_of"]
 
 NONCE_BYTES = 12
+_NONCES_AT_ONCE = 256
 
 
 class RowSealer:
@@ -24,18 +25,25 @@ class RowSealer:
     :param random_bytes: the node's random source.
     """
 
-    __slots__ = ("_aead", "_random_bytes")
+    __slots__ = ("_aead", "_nonces", "_random_bytes")
 
     def __init__(self, key: bytes, random_bytes: Callable[[int], bytes]) -> None:
         self._aead = AESGCM(key)
         self._random_bytes = random_bytes
+        self._nonces: list[bytes] = []
 
     def seal(self, data: bytes, place: bytes) -> bytes:
         """Seal a row's contents.
 
         :param place: table and key; the same is needed to open it.
         """
-        nonce = self._random_bytes(NONCE_BYTES)
+        try:
+            nonce = self._nonces.pop()
+        except IndexError:
+            # Many at once: asking for each by itself costs more than the sealing.
+            drawn = self._random_bytes(NONCE_BYTES * _NONCES_AT_ONCE)
+            self._nonces = [drawn[at : at + NONCE_BYTES] for at in range(0, len(drawn), NONCE_BYTES)]
+            nonce = self._nonces.pop()
         return nonce + self._aead.encrypt(nonce, data, place)
 
     def open(self, sealed: bytes, place: bytes) -> bytes:

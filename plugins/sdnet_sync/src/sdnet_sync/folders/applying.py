@@ -23,7 +23,7 @@ from .index import Index, Row
 from .parts import PartFile, copy_small, part_name
 from .publish import resolver_of
 from .scan import Ignore
-from .tree import DiskFile, Tree
+from .tree import DiskFile, Placing, Tree
 
 __all__ = ["Applier", "Done", "Place", "Plan", "make_plan"]
 
@@ -245,31 +245,38 @@ class Applier:
             self._index.keep(kept)
         self._sync()
         rows: list[Row] = []
-        gone: list[str] = []
-        for place in places:
-            target, row = place.info.path, place.row
-            try:
-                disk = self._tree.place(
-                    part_name(place.info.digest),
-                    target if row is None or row.info.path != target else row.local,
-                    replaces=row.disk if row is not None and row.info.path == target else None,
-                    keep=keeps.get(place.key) if row is not None and row.info.path == target else None,
-                )
-                if row is not None and row.info.path != target:
-                    self._tree.retire(row.local, expected=row.disk, keep=self._keep_place(row.local, deleted=False))
-                local = target if row is None or row.info.path != target else row.local
-                rows.append(Row(place.key, local, place.info, self._fit(place.info, disk, local)))
-                done.placed += 1
-            except ConflictError:
-                done.changed += [target, *([row.local] if row is not None else [])]
-                done.again.append(place.key)
-            except FileNotFoundError:
-                done.again.append(place.key)  # the part is gone: it is fetched again
-            except OSError as error:
-                done.problems[target] = error.strerror or str(error)
+        with self._tree.placing() as placing:
+            for place in places:
+                row = self._place(placing, place, keeps.get(place.key), done)
+                if row is not None:
+                    rows.append(row)
         # A row must not be on the disk before the file it speaks of: that would look like a deletion.
         self._sync()
-        self._index.change(rows, gone=gone)
+        self._index.change(rows)
+
+    def _place(self, placing: Placing, place: Place, keep: str | None, done: Done) -> Row | None:
+        target, old = place.info.path, place.row
+        in_place = old is not None and old.info.path == target
+        local = old.local if old is not None and in_place else target
+        try:
+            disk = placing.place(
+                part_name(place.info.digest),
+                local,
+                replaces=old.disk if old is not None and in_place else None,
+                keep=keep if in_place else None,
+            )
+            if old is not None and not in_place:
+                self._tree.retire(old.local, expected=old.disk, keep=self._keep_place(old.local, deleted=False))
+            done.placed += 1
+            return Row(place.key, local, place.info, self._fit(place.info, disk, local))
+        except ConflictError:
+            done.changed += [target, *([old.local] if old is not None else [])]
+            done.again.append(place.key)
+        except FileNotFoundError:
+            done.again.append(place.key)  # the part is gone: it is fetched again
+        except OSError as error:
+            done.problems[target] = error.strerror or str(error)
+        return None
 
     def _sync(self) -> None:
         with self._tree.parts() as parts:

@@ -236,7 +236,9 @@ class Folder:
         for changed in commit.changes:
             state = changed.state
             if state.kind == FILE_KIND and location_of(state.id) == self.record.location:
-                self._remote.add(key_of(state.id))
+                # What we wrote ourselves is on our disk; what else we write, its writer says.
+                if changed.author != self.device or state.conflicted:
+                    self._remote.add(key_of(state.id))
         if len(self._remote) > MAX_DIRTY:
             self._remote.clear()
             self._remote_all = True
@@ -401,9 +403,10 @@ class Folder:
         plan = await self.run_blocking(make_plan, replica.store, self.index, self.record.location, keys, ignore)
         if plan.settle and self.library.role >= Role.WRITER:
             names = self.member_names()
-            await replica.work(
+            copies = await replica.work(
                 lambda transaction: settle(transaction, self.record.location, plan.settle, self.device, names)
             )
+            self._remote.update(copies)
         applier = self._applier()
         if plan.places or plan.removes or plan.renames or plan.touches:
             done = await self.run_blocking(applier.apply, plan)

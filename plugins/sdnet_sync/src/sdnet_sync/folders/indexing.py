@@ -164,7 +164,7 @@ class Indexing:
         folder = self._folder
         rows: list[Row] = []
         gone: list[str] = []
-        again: list[str] = []
+        again = list(publisher.saved)
         copies: list[str] = []
         recipes = [(r.info.digest, r.recipe) for r in reads if len(r.recipe) > HASH_BYTES]
         for read, outcome in zip(reads, publisher.outcomes, strict=False):

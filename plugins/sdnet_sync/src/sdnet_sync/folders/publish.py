@@ -25,6 +25,7 @@ from .entries import (
     file_id,
     file_key,
     holder_id,
+    key_of,
     moved,
     same_contents,
     versions_of,
@@ -71,6 +72,7 @@ class Publisher:
     :param holder: what our entry of this location says, apart from its number.
     :ivar outcomes: what became of each change.
     :ivar copies: where the file goes that lost, by its key.
+    :ivar saved: keys of versions of others that got a name of their own.
     :ivar sequence: of this update.
     """
 
@@ -84,6 +86,7 @@ class Publisher:
     now_s: Callable[[], float] = time.time
     outcomes: list[Outcome] = field(default_factory=list)
     copies: dict[str, FileInfo] = field(default_factory=dict)
+    saved: list[str] = field(default_factory=list)
     sequence: int = 0
 
     def __call__(self, transaction: Transaction) -> None:
@@ -92,7 +95,7 @@ class Publisher:
         :raises RefusedError: this device may not write.
         """
         store = transaction.store
-        self.outcomes, self.copies = [], {}
+        self.outcomes, self.copies, self.saved = [], {}, []
         transaction.prefetch(store.key(FILE_KIND, file_id(self.location, change.key)) for change in self.changes)
         operations: list[EntryOperation] = []
         for change in self.changes:
@@ -127,7 +130,9 @@ class Publisher:
 
     def _save(self, transaction: Transaction, state: EntryState | None) -> list[EntryOperation]:
         """Whoever writes over versions that stand side by side gives those that lost a place of their own first."""
-        return save_losers(transaction, self.location, state, self.names)
+        saved = save_losers(transaction, self.location, state, self.names)
+        self.saved += [key_of(operation.id) for operation in saved]
+        return saved
 
     def _holder(self, transaction: Transaction) -> Put:
         entry_id = holder_id(self.location, self.device)
@@ -164,13 +169,13 @@ def settle(
 ) -> list[str]:
     """Settle the conflicts that are ours to settle: what lost gets a name of its own.
 
-    :returns: the keys of those that were.
+    :returns: the keys of what got a name of its own.
     """
     store = transaction.store
     keys = list(keys)
     transaction.prefetch(store.key(FILE_KIND, file_id(location, key)) for key in keys)
     operations: list[EntryOperation] = []
-    settled = []
+    copies: list[str] = []
     for key in keys:
         entry_id = file_id(location, key)
         state = state_of(transaction, entry_id)
@@ -179,11 +184,12 @@ def settle(
             continue
         if resolver_of(versions, store.members.role) != device:
             continue
-        operations += save_losers(transaction, location, state, names)
+        saved = save_losers(transaction, location, state, names)
+        copies += [key_of(operation.id) for operation in saved]
+        operations += saved
         operations.append(Resolution(FILE_KIND, entry_id, {CONTENT_FIELD: versions[-1].info.value()}))
-        settled.append(key)
     add_all(transaction, operations)
-    return settled
+    return copies
 
 
 def save_losers(

@@ -132,6 +132,7 @@ def scan_some(tree: Tree, index: Index, mode: Mode, ignore: Ignore, paths: Itera
     scan = Scan()
     seen: set[int] = set()
     gone: list[str] = []
+    plain: list[tuple[str, os.stat_result]] = []
     for path in _outermost(paths):
         if ignore.matches_any_part(path):
             continue
@@ -144,12 +145,15 @@ def scan_some(tree: Tree, index: Index, mode: Mode, ignore: Ignore, paths: Itera
         if status is not None and stat.S_ISDIR(status.st_mode) and status.st_dev == tree.device:
             walked = _walk(tree, tuple(path.split("/")), ignore, scan, lambda: False)
         elif status is not None and stat.S_ISREG(status.st_mode):
-            walked = iter([(path, status)])
+            plain.append((path, status))
+            continue
         else:
             walked = iter(())
         for found in _batched(walked):
             _compare(tree, found, index, mode, scan, seen)
         gone.append(path)
+    for found in _batched(plain):
+        _compare(tree, found, index, mode, scan, seen)
     if scan.whole:
         for path in gone:
             key = file_key(path, mode)

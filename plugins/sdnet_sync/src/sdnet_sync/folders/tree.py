@@ -18,11 +18,12 @@ from pathlib import Path
 from sdnet_core.errors import ConflictError, StorageError
 from sdnet_file_transfer import move_exclusive, open_directory, open_private_directory
 
-__all__ = ["PRIVATE", "DiskFile", "Tree", "has_changed", "set_attributes"]
+__all__ = ["PRIVATE", "DiskFile", "Placing", "Tree", "has_changed", "set_attributes"]
 
 PRIVATE = ".sdnet"
 _PARTS, _TRASH, _VERSIONS, _MARKER = "parts", "trash", "versions", "location"
 _README = "This folder is a mirror of an sdnet library. Without this file it counts as unmounted.\n"
+_OPEN_DIRECTORIES = 64
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -156,7 +157,7 @@ class Tree:
 
         :raises OSError: it cannot be read.
         """
-        with self._directory(path) as descriptor, os.scandir(descriptor) as entries:
+        with self.directory(path) as descriptor, os.scandir(descriptor) as entries:
             found = []
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
@@ -170,7 +171,7 @@ class Tree:
         """
         parts = path.split("/")
         try:
-            with self._directory(parts[:-1]) as descriptor:
+            with self.directory(parts[:-1]) as descriptor:
                 return os.stat(parts[-1], dir_fd=descriptor, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -187,7 +188,7 @@ class Tree:
         :raises OSError: it is not there, or no plain file.
         """
         parts = path.split("/")
-        with self._directory(parts[:-1]) as directory:
+        with self.directory(parts[:-1]) as directory:
             descriptor = os.open(parts[-1], _READ, dir_fd=directory)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -197,7 +198,11 @@ class Tree:
             os.close(descriptor)
 
     @contextlib.contextmanager
-    def _directory(self, path: Sequence[str], *, create: bool = False) -> Iterator[int]:
+    def directory(self, path: Sequence[str], *, create: bool = False) -> Iterator[int]:
+        """Open a directory, component by component.
+
+        :raises OSError: it is not there, or a component is a link.
+        """
         descriptor = os.dup(self._root)
         try:
             for name in path:
@@ -213,29 +218,22 @@ class Tree:
 
     # Changing
 
+    @contextlib.contextmanager
+    def placing(self) -> Iterator[Placing]:
+        """Make several parts visible, with directories that are opened once."""
+        with self.parts() as parts, contextlib.ExitStack() as stack:
+            yield Placing(self, parts, stack)
+
     def place(self, part: str, path: str, *, replaces: DiskFile | None, keep: str | None) -> DiskFile:
-        """Make a whole part visible at its place, at one stroke.
+        """Make one part visible; see `Placing.place`."""
+        with self.placing() as placing:
+            return placing.place(part, path, replaces=replaces, keep=keep)
 
-        :param replaces: what should lie there now; None for nothing.
-        :param keep: where in our corner what is replaced goes (see `kept_place`); None to let it go.
-        :raises ConflictError: something else lies there.
-        :raises OSError: it cannot be placed.
+    def expect(self, directory: int, name: str, expected: DiskFile, path: str) -> None:
+        """Check that a file is what we know.
+
+        :raises ConflictError: it is not.
         """
-        parts = path.split("/")
-        with self.parts() as parts_directory, self._directory(parts[:-1], create=True) as directory:
-            if replaces is None:
-                try:
-                    move_exclusive(parts_directory, part, directory, parts[-1])
-                except FileExistsError:
-                    raise ConflictError(f"Something else lies at {path}.") from None
-            else:
-                self._expect(directory, parts[-1], replaces, path)
-                if keep is not None:
-                    self._keep(directory, parts[-1], keep)
-                os.rename(part, parts[-1], src_dir_fd=parts_directory, dst_dir_fd=directory)
-            return DiskFile.of(os.stat(parts[-1], dir_fd=directory, follow_symlinks=False))
-
-    def _expect(self, directory: int, name: str, expected: DiskFile, path: str) -> None:
         try:
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
@@ -243,7 +241,7 @@ class Tree:
         if not stat.S_ISREG(status.st_mode) or has_changed(DiskFile.of(status), expected):
             raise ConflictError(f"{path} has changed.")
 
-    def _keep(self, directory: int, name: str, keep: str) -> None:
+    def keep(self, directory: int, name: str, keep: str) -> None:
         """Keep another name for a file that is about to be replaced: its own stays taken until then."""
         with self._kept_directory(keep) as (target, kept_name):
             try:
@@ -260,8 +258,8 @@ class Tree:
         :raises OSError: it cannot be moved.
         """
         parts = path.split("/")
-        with self._directory(parts[:-1]) as directory:
-            self._expect(directory, parts[-1], expected, path)
+        with self.directory(parts[:-1]) as directory:
+            self.expect(directory, parts[-1], expected, path)
             with self._kept_directory(keep) as (target, name):
                 os.rename(parts[-1], name, src_dir_fd=directory, dst_dir_fd=target)
         self.prune(parts[:-1])
@@ -270,7 +268,7 @@ class Tree:
         """Remove a directory and those above it, as far as they are empty."""
         for depth in range(len(path), 0, -1):
             try:
-                with self._directory(path[: depth - 1]) as directory:
+                with self.directory(path[: depth - 1]) as directory:
                     os.rmdir(path[depth - 1], dir_fd=directory)
             except OSError:
                 return
@@ -282,8 +280,8 @@ class Tree:
         :raises OSError: it cannot be moved.
         """
         parts, new = path.split("/"), target.split("/")
-        with self._directory(parts[:-1]) as source, self._directory(new[:-1], create=True) as directory:
-            self._expect(source, parts[-1], expected, path)
+        with self.directory(parts[:-1]) as source, self.directory(new[:-1], create=True) as directory:
+            self.expect(source, parts[-1], expected, path)
             same = path.casefold() == target.casefold()
             try:
                 if same:  # on a disk that ignores case, the name seems to be taken by the file itself
@@ -333,11 +331,11 @@ class Tree:
     def forget(self, keep: str) -> None:
         """Delete something that was kept, for good."""
         parts = keep.split("/")
-        with contextlib.suppress(OSError), self._directory(parts[:-1]) as directory:
+        with contextlib.suppress(OSError), self.directory(parts[:-1]) as directory:
             os.unlink(parts[-1], dir_fd=directory)
         for depth in range(len(parts) - 1, 2, -1):
             try:
-                with self._directory(parts[: depth - 1]) as directory:
+                with self.directory(parts[: depth - 1]) as directory:
                     os.rmdir(parts[depth - 1], dir_fd=directory)
             except OSError:
                 return
@@ -349,13 +347,54 @@ class Tree:
         :raises OSError: it cannot be moved.
         """
         parts, new = keep.split("/"), path.split("/")
-        with self._directory(parts[:-1]) as source, self._directory(new[:-1], create=True) as directory:
+        with self.directory(parts[:-1]) as source, self.directory(new[:-1], create=True) as directory:
             try:
                 move_exclusive(source, parts[-1], directory, new[-1])
             except FileExistsError:
                 raise ConflictError(f"Something lies at {path}.") from None
             # It counts as changed now, so that the others get it back, too.
             os.utime(new[-1], dir_fd=directory, follow_symlinks=False)
+
+
+class Placing:
+    """Makes whole parts visible, each at one stroke; see `Tree.placing`."""
+
+    def __init__(self, tree: Tree, parts: int, stack: contextlib.ExitStack) -> None:
+        self._tree = tree
+        self._parts = parts
+        self._stack = stack
+        self._open: dict[tuple[str, ...], int] = {}
+
+    def place(self, part: str, path: str, *, replaces: DiskFile | None, keep: str | None) -> DiskFile:
+        """Make a whole part visible at its place.
+
+        :param replaces: what should lie there now; None for nothing.
+        :param keep: where in our corner what is replaced goes (see `Tree.kept_place`); None to let it go.
+        :raises ConflictError: something else lies there.
+        :raises OSError: it cannot be placed.
+        """
+        *folders, name = path.split("/")
+        directory = self._directory(tuple(folders))
+        if replaces is None:
+            try:
+                move_exclusive(self._parts, part, directory, name)
+            except FileExistsError:
+                raise ConflictError(f"Something else lies at {path}.") from None
+        else:
+            self._tree.expect(directory, name, replaces, path)
+            if keep is not None:
+                self._tree.keep(directory, name, keep)
+            os.rename(part, name, src_dir_fd=self._parts, dst_dir_fd=directory)
+        return DiskFile.of(os.stat(name, dir_fd=directory, follow_symlinks=False))
+
+    def _directory(self, path: tuple[str, ...]) -> int:
+        found = self._open.get(path)
+        if found is None:
+            if len(self._open) >= _OPEN_DIRECTORIES:
+                self._stack.close()
+                self._open.clear()
+            found = self._open[path] = self._stack.enter_context(self._tree.directory(path, create=True))
+        return found
 
 
 def set_attributes(descriptor: int, *, mtime_ns: int, executable: bool) -> None:
