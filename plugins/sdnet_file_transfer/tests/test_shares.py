@@ -246,3 +246,13 @@ async def test_nonsense_is_an_error_for_whoever_sends_it(tmp_path: Path, root: P
         for record in (b"\0nonsense", b"\1", f.encode_fetch(f.FetchListing(entries=(), more=False))):
             await breaks_off(a, b, record)
         assert (await get(a, b, "stuff/z")).state is TransferState.COMPLETED
+
+
+async def test_names_that_are_composed_in_another_way_are_found(tmp_path: Path, make_tree: MakeTree) -> None:
+    decomposed, composed = "cafe\u0301", "caf\u00e9"
+    root = make_tree("root", {f"{decomposed}/{decomposed}.txt": b"1"})
+    async with shared(tmp_path, root) as (a, b):
+        listed = await service(a).shared.list(b.device_info.id, ["stuff", composed])
+        assert [entry.name for entry in listed] == [f"{composed}.txt"]
+        assert (await get(a, b, f"stuff/{composed}")).state is TransferState.COMPLETED
+        assert (a.config.downloads_dir / composed / f"{composed}.txt").read_bytes() == b"1"

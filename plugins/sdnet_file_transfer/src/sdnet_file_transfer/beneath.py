@@ -9,6 +9,7 @@ import functools
 import os
 import shutil
 import sys
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -200,6 +201,26 @@ class DirectoryCache:
         while len(self._open) > max(self._size, 2):
             os.close(self._open.popitem(last=False)[1])
         return descriptor
+
+    def find(self, path: Sequence[str]) -> tuple[str, ...]:
+        """The names that the components of a path have on the disk, where they may be composed in another way.
+
+        :param path: in Unicode NFC.
+        :raises OSError: a component is missing or no directory.
+        """
+        found: tuple[str, ...] = ()
+        for name in path:
+            below = self.get(found)
+            try:
+                os.stat(name, dir_fd=below, follow_symlinks=False)
+            except FileNotFoundError:
+                with os.scandir(below) as entries:
+                    other = next((e.name for e in entries if unicodedata.normalize("NFC", e.name) == name), None)
+                if other is None:
+                    raise
+                name = other
+            found = (*found, name)
+        return found
 
     def close(self) -> None:
         """Close all but the root."""

@@ -149,6 +149,9 @@ class JobStore:
                     await self.save(msgspec.structs.replace(job.record, transfer=transfer))
                 else:
                     self._remember(transfer)
+                    if transfer.direction == "send":
+                        # Should this not get to the disk, the receiver says after a restart that it has everything.
+                        job.announce()
                     await self.save(JobRecord(transfer=transfer))
             except StorageError as error:
                 logger.warning("The end of a transfer could not be stored: %s", error)

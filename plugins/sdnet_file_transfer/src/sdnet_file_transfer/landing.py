@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -230,7 +230,11 @@ class Landing:
             resume.append(ItemResume(index, self._items[index].size, digest or _NO_DIGEST, True))
         return resume
 
-    def write(self, chunk: FileChunk) -> None:
+    def write(self, *chunks: FileChunk) -> None:
+        """Take the next bytes, in the order in which `ReceiverMachine.chunks` lets them through."""
+        self.write_all(chunks)
+
+    def write_all(self, chunks: Iterable[FileChunk]) -> None:
         """Take the next bytes, in the order in which `ReceiverMachine.chunks` lets them through.
 
         :raises MismatchError: a file ended and is not what its sender says it is.
@@ -238,17 +242,21 @@ class Landing:
         :raises StorageError: it could not be written.
         """
         with explained(self.destination, "written"):
-            if chunk.failure is not None:
-                self._give_up(chunk.item)
-            elif chunk.item == self._current:
-                self._append(chunk)
-            elif chunk.item in self._whole and chunk.offset == self._items[chunk.item].size and chunk.digest:
-                self._confirm(chunk.item, chunk.digest)
-            elif chunk.digest is not None and chunk.offset == 0 and chunk.item not in self._partial:
-                self._write_whole(chunk)
-            else:
-                self._begin(chunk)
-                self._append(chunk)
+            for chunk in chunks:
+                self._write(chunk)
+
+    def _write(self, chunk: FileChunk) -> None:
+        if chunk.failure is not None:
+            self._give_up(chunk.item)
+        elif chunk.item == self._current:
+            self._append(chunk)
+        elif chunk.item in self._whole and chunk.offset == self._items[chunk.item].size and chunk.digest:
+            self._confirm(chunk.item, chunk.digest)
+        elif chunk.digest is not None and chunk.offset == 0 and chunk.item not in self._partial:
+            self._write_whole(chunk)
+        else:
+            self._begin(chunk)
+            self._append(chunk)
 
     def _confirm(self, index: int, digest: bytes) -> None:
         if self._whole.pop(index) != digest:
@@ -263,17 +271,19 @@ class Landing:
         if chunk.item in self._whole:  # held, but its sender begins anew; a part of it would have gone to `_begin`
             self._forget(chunk.item)
         mode = 0o777 if item.executable else 0o666  # less what the umask takes
-        descriptor = os.open(item.path[-1], _CREATE, mode, dir_fd=self._folders.get(item.path[:-1]))
+        name, folder, length = item.path[-1], self._folders.get(item.path[:-1]), len(chunk.data)
+        descriptor = os.open(name, _CREATE, mode, dir_fd=folder)
         try:
-            beneath.write_all(descriptor, chunk.data, 0)
+            if length and os.write(descriptor, chunk.data) != length:
+                beneath.write_all(descriptor, chunk.data, 0)
             os.utime(descriptor, ns=(item.mtime_ns, item.mtime_ns))
         except BaseException:
-            os.unlink(item.path[-1], dir_fd=self._folders.get(item.path[:-1]))
+            os.unlink(name, dir_fd=folder)
             raise
         finally:
             os.close(descriptor)
-        self.done_bytes += len(chunk.data)
-        self._unsynced_bytes += len(chunk.data)
+        self.done_bytes += length
+        self._unsynced_bytes += length
         self._note_unsynced(item)
         self._journal.add(Mark.DONE, self._keys[chunk.item], item.size, chunk.digest)
         self._finished(chunk.item)

@@ -15,7 +15,7 @@ from sdnet_core.errors import ProtocolError
 from .messages import MAX_DEPTH
 
 __all__ = ["MAX_COMPONENT_BYTES", "MAX_PATH_BYTES", "STAGING_PREFIX", "InvalidNameError", "check_component"]
-__all__ += ["check_path", "numbered", "printable"]
+__all__ += ["check_length", "check_path", "numbered", "printable"]
 
 MAX_COMPONENT_BYTES = 255
 """Longest component in UTF-8: NAME_MAX of every file system in use."""
@@ -81,14 +81,23 @@ def check_path(path: Sequence[str]) -> tuple[str, ...]:
     :raises InvalidNameError: it is empty, too deep or too long, a component is not valid, or its first one is a name
         of our own.
     """
-    if not 0 < len(path) <= MAX_DEPTH:
-        raise InvalidNameError(f"A path has {len(path)} components; 1 to {MAX_DEPTH} are allowed.")
-    checked = tuple(check_component(component) for component in path)
+    checked = check_length(tuple([check_component(component) for component in path]))
     if checked[0].casefold().startswith(STAGING_PREFIX):
         raise InvalidNameError(f"The name {checked[0]!r} is kept for unfinished transfers.")
-    if sum(len(component.encode()) + 1 for component in checked) > MAX_PATH_BYTES:
-        raise InvalidNameError(f"The path of {checked[-1]!r} is longer than {MAX_PATH_BYTES} bytes.")
     return checked
+
+
+def check_length(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Check the depth and the length of a path whose components were checked.
+
+    :raises InvalidNameError: it is empty, too deep or too long.
+    """
+    if not 0 < len(path) <= MAX_DEPTH:
+        raise InvalidNameError(f"A path has {len(path)} components; 1 to {MAX_DEPTH} are allowed.")
+    if len(path) * (MAX_COMPONENT_BYTES + 1) > MAX_PATH_BYTES:  # otherwise it cannot be too long
+        if sum([len(component.encode()) + 1 for component in path]) > MAX_PATH_BYTES:
+            raise InvalidNameError(f"The path of {path[-1]!r} is longer than {MAX_PATH_BYTES} bytes.")
+    return path
 
 
 def numbered(name: str, number: int, *, directory: bool = False) -> str:

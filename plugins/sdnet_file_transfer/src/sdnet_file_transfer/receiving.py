@@ -240,8 +240,7 @@ class Receiving(Conversation):
         ended = None
         for record in records:
             if record[0] == m.DATA:
-                for chunk in self._machine.chunks(record):
-                    landing.write(chunk)
+                landing.write_all(self._machine.chunks(record))
                 continue
             event = self._machine.receive(record)
             if isinstance(event, SentAll | PeerCancelled | PeerFailed):

@@ -161,12 +161,13 @@ def list_folder(root: str, parts: Sequence[str]) -> list[Entry]:
     shown = printable("/".join(parts)) or "The folder"
     try:
         with beneath.opened_beneath(root) as folders:
-            if parts:
-                status = os.stat(parts[-1], dir_fd=folders.get(parts[:-1]), follow_symlinks=False)
+            found = folders.find(parts)
+            if found:
+                status = os.stat(found[-1], dir_fd=folders.get(found[:-1]), follow_symlinks=False)
                 if not stat.S_ISDIR(status.st_mode):
-                    return [found] if (found := _entry(parts[-1], status)) else []
+                    return [entry] if (entry := _entry(found[-1], status)) else []
             entries = []
-            with os.scandir(folders.get(parts)) as found_here:
+            with os.scandir(folders.get(found)) as found_here:
                 for one in found_here:
                     try:
                         entry = _entry(one.name, one.stat(follow_symlinks=False))
@@ -184,7 +185,7 @@ def _entry(name: str, status: os.stat_result) -> Entry | None:
     if not directory and not stat.S_ISREG(status.st_mode):
         return None
     try:
-        check_component(name)
+        name = check_component(name)
     except InvalidNameError:
         return None
     executable = not directory and bool(status.st_mode & stat.S_IXUSR)

@@ -17,7 +17,7 @@ from sdnet_core.errors import InvalidRequestError, NotFoundError
 
 from . import messages as m
 from .beneath import opened_beneath
-from .names import InvalidNameError, check_component, check_path, numbered, printable
+from .names import InvalidNameError, check_component, check_length, check_path, numbered, printable
 from .part import PAGE_BYTES
 from .recovery import hash_file
 
@@ -101,17 +101,16 @@ def scan_beneath(root: str, parts: Sequence[str], name: str, *, max_items: int =
     manifest = Manifest(root=root)
     try:
         with opened_beneath(root) as folders:
-            if parts:
-                status = os.stat(parts[-1], dir_fd=folders.get(parts[:-1]), follow_symlinks=False)
+            found = folders.find(parts)
+            if found:
+                status = os.stat(found[-1], dir_fd=folders.get(found[:-1]), follow_symlinks=False)
             else:
                 status = os.fstat(folders.get(()))
-            above = parts[:-1]
-            top = parts[-1] if parts else name
 
-            def entries(_: str, here: tuple[str, ...]) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
-                return os.scandir(folders.get((*above, *here) if parts else here[1:]))
+            def entries(path: str, _: tuple[str, ...]) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
+                return os.scandir(folders.get(path.split("/") if path else ()))
 
-            _add(manifest, "/".join(parts), (top,), status, max_items, entries)
+            _add(manifest, "/".join(found), (parts[-1] if parts else name,), status, max_items, entries)
     except OSError as error:
         shown = printable("/".join(parts)) or name
         raise NotFoundError(f"{shown} cannot be opened: {error.strerror}.") from error
@@ -139,7 +138,7 @@ def _add(
             manifest.left.append(Left(printable(path), f"is {kind}", expected=True))
             continue
         try:
-            checked = check_path(parts)
+            checked = check_path(parts) if len(parts) == 1 else check_length(parts)
         except InvalidNameError as error:
             manifest.left.append(Left(printable(path), error.detail))
             continue
@@ -178,7 +177,7 @@ def _entries(
                 manifest.left.append(Left(printable(entry.path), "has the name of another file, written differently"))
             else:
                 seen.add(name)
-                yield os.path.join(path, entry.name), (*parts, entry.name), status
+                yield f"{path}/{entry.name}" if path else entry.name, (*parts, name), status
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,8 +278,10 @@ class SourceReader:
     def _segment(self, view: memoryview, room: int) -> int:
         item = self._manifest.items[self._item]
         try:
+            # One look at the file is enough for one that is read in one go: it shows a change before and during that.
+            at_once = self._file < 0 and item.size <= room
             if self._file < 0:
-                self._begin(item)
+                self._begin(item, look=not at_once)
             length = _length(self._position, room, item.size)
             start = m.SEGMENT_HEADER.size
             data = view[start : start + length]
@@ -288,7 +289,7 @@ class SourceReader:
             self._hasher.update(data)
             last = self._position + length == item.size
             if last:
-                self._check_unchanged(item, at_end=True)
+                self._check_unchanged(item, at_end=not at_once)
         except (OSError, _ChangedError) as error:
             return self._fail(view, error)
         flags = int(m.SegmentFlag.LAST) if last else 0
@@ -302,11 +303,12 @@ class SourceReader:
         self._close()
         return start + length + m.DIGEST_BYTES
 
-    def _begin(self, item: m.Item) -> None:
+    def _begin(self, item: m.Item, *, look: bool) -> None:
         self._file = self._open_source(self._manifest.sources[self._item][0])
-        self._check_unchanged(item)
-        self._hasher = blake3()
         held = self._resume.get(self._item)
+        if look or held is not None:
+            self._check_unchanged(item)
+        self._hasher = blake3()
         if held is None or not held.length:
             return
         buffer = bytearray(_HASH_BUFFER_BYTES)
@@ -329,7 +331,7 @@ class SourceReader:
         return os.open(parts[-1], _OPEN, dir_fd=self._folders.get(parts[:-1]))
 
     def _read(self, data: memoryview) -> None:
-        done = 0
+        done = os.preadv(self._file, [data], self._position)
         while done < len(data):
             count = os.preadv(self._file, [data[done:]], self._position + done)
             if not count:
@@ -338,9 +340,14 @@ class SourceReader:
 
     def _check_unchanged(self, item: m.Item, *, at_end: bool = False) -> None:
         status = os.fstat(self._file)
-        now = (status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
-        then = (item.size, item.mtime_ns, *self._manifest.sources[self._item][1:])
-        if not stat.S_ISREG(status.st_mode) or now != then:
+        _, device, inode = self._manifest.sources[self._item]
+        if (
+            status.st_size != item.size
+            or status.st_mtime_ns != item.mtime_ns
+            or status.st_ino != inode
+            or status.st_dev != device
+            or not stat.S_ISREG(status.st_mode)
+        ):
             raise _ChangedError("changed while it was sent" if at_end else "changed since it was chosen")
 
     def _fail(self, view: memoryview, error: OSError | _ChangedError) -> int:
