@@ -43,7 +43,7 @@ STOP_TIMEOUT_S = 5.0
 """How long a plugin that is stopped may take to end its tasks."""
 SLOW_HOOK_S = 2.0
 """A hook that takes longer, and holds up the whole node meanwhile, counts as a failure."""
-TASK_CHECK_INTERVAL_S = 60.0
+TASK_CHECK_INTERVAL_S = 15.0
 EVENT_FLOOD = 50_000
 """Events from one plugin within `EVENT_FLOOD_WINDOW_S` that are still borne."""
 EVENT_FLOOD_WINDOW_S = 10.0
