@@ -169,7 +169,14 @@ def simulate(session: nox.Session) -> None:
 @nox.session
 def net(session: nox.Session) -> None:
     """Run the tests of daemons in network namespaces of their own; needs root, and here says so by failing."""
-    session.run(PYTHON, "-m", "pytest", "tests/e2e/net", *session.posargs, env={"SDNET_NET": "required"})
+    session.run(
+        PYTHON,
+        "-m",
+        "pytest",
+        "tests/e2e/net",
+        *session.posargs,
+        env={"SDNET_NET": "required", "SDNET_TEST_KILLS": "50", "SDNET_LONG_TESTS": "1"},
+    )
 
 
 @nox.session

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sdnet_core.daemon.client import ApiClient
 from tests.e2e.conftest import COMMAND, TIMEOUT_S, MakeNode, Node
 from tests.e2e.net.cables import Namespace, Switch, why_not
 from tests.e2e.test_two_devices import pair
@@ -20,6 +24,8 @@ if os.environ.get("SDNET_NET") == "required" and REASON:
     raise RuntimeError(REASON)
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
 
+KILLS = int(os.environ.get("SDNET_TEST_KILLS", "4"))
+ROOT = Path(__file__).parents[3]
 SETTINGS = {
     "SDNET_NODE_LISTEN": "/ip4/0.0.0.0/tcp/0",
     "SDNET_DISCOVERY_MDNS_INTERFACES": "",
@@ -79,7 +85,36 @@ def wait_connected(*nodes: Node, timeout_s: float) -> float:
 
 def texts(node: Node) -> list[str]:
     """What lies in a node's inbox."""
-    return [message["text"] for message in node.json("msg", "inbox")]
+    client, found, last = ApiClient(node.config), [], 0
+    while messages := client.get("/messaging/inbox", since=last):
+        found += [message["text"] for message in messages]
+        last = messages[-1]["number"]
+    return found
+
+
+class Flow:
+    """Sends numbered texts one after the other, whatever happens to the node; a process of its own.
+
+    :param folder: where it notes what the node has accepted.
+    """
+
+    def __init__(self, sender: Node, receiver: str, folder: Path) -> None:
+        folder.mkdir()
+        self._file = folder / "accepted"
+        self._file.touch()
+        command = [sys.executable, "-m", "tests.e2e.net.flow", receiver, str(self._file)]
+        self._process = subprocess.Popen(command, env=sender.environ, cwd=ROOT)
+
+    def accepted(self) -> list[str]:
+        """What the node has said that it will deliver."""
+        return self._file.read_text().splitlines()
+
+    def __enter__(self) -> Flow:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.terminate()
+        self._process.wait()
 
 
 def test_a_cut_cable_is_noticed_and_nothing_is_lost(paired: tuple[Node, Node], switch: Switch) -> None:
@@ -112,6 +147,59 @@ def test_a_machine_with_another_address_is_found_again(paired: tuple[Node, Node]
     wait_connected(alice, bob, timeout_s=60)
     assert alice.json("ping", "bob", "--count", "1")  # and what alice opens goes there, too
     assert "198.51.100.2/" not in json.dumps(bob.json("status")["addresses"])
+
+
+def test_kills_of_either_side_lose_nothing_and_repeat_nothing(
+    paired: tuple[Node, Node], switch: Switch, tmp_path: Path
+) -> None:
+    """`SDNET_TEST_KILLS` says how many; ``nox -s net`` does 50."""
+    wait_connected(*paired, timeout_s=60)
+    choice = random.Random(11)
+    before = [len(texts(node)) for node in paired]
+    with Flow(paired[0], "bob", tmp_path / "0") as to_bob, Flow(paired[1], "alice", tmp_path / "1") as to_alice:
+        for _ in range(KILLS):
+            goal = [len(flow.accepted()) + choice.randint(1, 10) for flow in (to_bob, to_alice)]
+            paired[0].wait_until(
+                lambda goal=goal: all(
+                    len(flow.accepted()) >= wanted for flow, wanted in zip((to_bob, to_alice), goal, strict=True)
+                ),
+                "messages flow",
+                timeout_s=90,
+            )
+            number = choice.randrange(2)
+            paired[number].kill9()
+            start(paired[number], switch.machines[number])
+    accepted = to_bob.accepted(), to_alice.accepted()
+    for sender, receiver, number in ((paired[0], paired[1], 0), (paired[1], paired[0], 1)):
+        sender.wait_until(lambda sender=sender: sender.json("msg", "outbox") == [], "all is delivered", timeout_s=60)
+        came = texts(receiver)[before[1 - number] :]
+        assert [text for text in accepted[number] if text not in set(came)] == [], "lost"
+        assert len(came) == len(set(came)), "came twice"
+        assert came == sorted(came), "out of order"
+
+
+@pytest.mark.skipif("SDNET_LONG_TESTS" not in os.environ, reason="takes two minutes: nox -s net")
+def test_silence_is_noticed_in_time_at_the_default_keepalive(make_node: MakeNode) -> None:
+    settings = {key: value for key, value in SETTINGS.items() if "KEEPALIVE" not in key}
+    switch = Switch()
+    nodes = make_node("carol", **settings), make_node("dave", **settings)
+    try:
+        for node, machine in zip(nodes, switch.machines, strict=True):
+            start(node, machine)
+        pair(*nodes)
+        wait_connected(*nodes, timeout_s=60)
+        switch.cut()
+        began = time.monotonic()
+        for node in nodes:
+            node.wait_until(lambda node=node: not other(node)["connected"], "the silence is noticed", timeout_s=110)
+        assert time.monotonic() - began <= 100
+        switch.heal()
+        assert wait_connected(*nodes, timeout_s=60) <= 60
+    finally:
+        for node in nodes:
+            if node.pid is not None:
+                node.stop()
+        switch.close()
 
 
 @pytest.mark.parametrize("killed", [0, 1])
