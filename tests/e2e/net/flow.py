@@ -1,4 +1,4 @@
-"""Sends numbered texts to a device through the local API, over kills and restarts of the node; notes what it accepted."""
+"""Sends numbered texts through the local API, over kills and restarts of the node, and notes what it accepted."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ if os.environ.get("SDNET_NET") == "required" and REASON:
     raise RuntimeError(REASON)
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
 
-KILLS = int(os.environ.get("SDNET_TEST_KILLS", "4"))
+KILLS = int(os.environ.get("SDNET_TEST_KILLS", "3"))
 ROOT = Path(__file__).parents[3]
 SETTINGS = {
     "SDNET_NODE_LISTEN": "/ip4/0.0.0.0/tcp/0",
