@@ -153,6 +153,15 @@ class DeviceMethods:
         state = self._registry.get(device_id)
         return {**self._describe(state), **describe_more(state)}
 
+    async def device_history(self, device_id: uuid.UUID, *, latest: int | None = None) -> dict[str, Any]:
+        """The past connections of a device, the latest first, and totals, as plain values.
+
+        :param latest: at most so many entries.
+        :raises DeviceNotFoundError: it is not paired.
+        """
+        self._registry.get(device_id)
+        return (await self._connections.history.read(device_id)).to_dict(latest=latest)
+
     def _describe(self, state: PairedState) -> dict[str, Any]:
         device_id = state.device.device_id
         described = describe_device(state, now=self.clock.now(), last_error=self._connections.last_error(device_id))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .audit import AuditLog
 from .clock import Clock, Randomness, Runner
 from .config import Config
+from .devices.formats import CURRENT_FORMAT, STEPS
 from .devices.outbox_store import Sealer
 from .devices.records import DeviceStore
 from .devices.revocations import RevocationList
@@ -15,6 +16,7 @@ from .events import EventBus
 from .identity import DeviceInfo, HostIdentity, NetworkIdentity
 from .node_store import NodeStore
 from .storage import DirectoryLock, SecureStorage, Unlock, Vault, ensure_private_directory
+from .storage.migration import mark_format, migrate
 
 __all__ = ["Stores", "open_stores"]
 
@@ -62,10 +64,13 @@ async def open_stores(
     storage = SecureStorage(
         data / "network", vault.subkey("network"), clock=clock, randomness=randomness, runner=runner
     )
+    await migrate(storage, CURRENT_FORMAT, STEPS)
     audit = AuditLog(data, vault.subkey("audit"), storage, clock=clock, runner=runner)
     events.add_tap(audit.take)
     node = NodeStore(storage, clock, randomness)
     identity, device_info = await node.identity(config.device_name, host)
+    # After the identity: until there is one, nothing else may be there.
+    await mark_format(storage, CURRENT_FORMAT)
     revocations = RevocationList(
         data, vault.subkey("revocations"), storage, clock=clock, randomness=randomness, runner=runner
     )

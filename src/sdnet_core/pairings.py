@@ -145,7 +145,7 @@ class Pairings:
         old = self.registry.by_peer(info.peer_id)
         if old is not None and old.device.name != old.device.info.name:
             device = device.renamed(old.device.name)
-        connection = ConnectionRecord(addresses=command.addresses[:16])
+        connection = ConnectionRecord.hinted(command.addresses)
         # Before anything is written, so that nothing of an old pairing is written after the new one.
         await self._end_old_pairing(info.id)
         try:
@@ -176,6 +176,7 @@ class Pairings:
         expired = device.trusted(Trust.EXPIRED)
         self.registry.update(expired)
         if device.pending:
+            await self.connections.history.forget(device_id)
             await self.store.delete_pairing(device_id)
             await self.connections.release(device_id, GoodbyeReason.NOT_PAIRED, reason)
             self.registry.remove(device_id)
@@ -261,6 +262,7 @@ class Pairings:
         self.connections.cut(device.device_id, reason)
         self.registry.update(device.trusted(Trust.REVOKED))  # no session comes about before it is gone
         await self._part(device, reason)
+        await self.connections.history.forget(device.device_id)
         await self.store.delete_pairing(device.device_id)
         self.registry.remove(device.device_id)
         self._removed(device, reason)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import ConnectionFailedError, NetworkingError, NetworkTimeoutError
-from .kit import Cli, complete_devices, format_size, format_time, json_option, pass_cli, quote_segment
+from .kit import Cli, complete_devices, format_duration, format_size, format_time, json_option, pass_cli, quote_segment
 
 __all__ = ["devices", "ping"]
 
@@ -89,6 +89,7 @@ def info(cli: Cli, device: str, as_json: bool) -> None:
         ("last error", "" if found["last_error"] == found["reason"] else found["last_error"]),
         ("paired", format_time(found["paired_at"])),
         ("last seen", "now" if found["connected"] else format_time(found["last_seen"])),
+        ("history", _totals(found["history"])),
         ("known addresses", ", ".join(found["known_addresses"])),
         ("connected at", found["address"]),
         ("transport", connection.get("transport", "")),
@@ -106,6 +107,60 @@ def info(cli: Cli, device: str, as_json: bool) -> None:
     for title, value in facts:
         if value:
             cli.print(f"{title + ':':<17}{value}")
+
+
+@devices.command(epilog="\b\nExamples:\n  sdnet devices history phone\n  sdnet devices history phone --limit 5 --json")
+@click.argument("device", shell_complete=complete_devices)
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the latest N entries.")
+@json_option
+@pass_cli
+def history(cli: Cli, device: str, limit: int | None, as_json: bool) -> None:
+    """Show when DEVICE was connected, where, for how long and why that ended, the latest first.
+
+    Old entries go after 90 days, and when there are too many; the totals stay.
+    """
+    found = cli.client.get(f"/devices/{quote_segment(device)}/history")
+    entries = found["entries"][:limit]
+    if as_json:
+        cli.print_json({**found, "entries": entries})
+        return
+    columns = [("when", "WHEN"), ("what", "WHAT"), ("where", "ADDRESS"), ("reason", "WHY IT ENDED OR FAILED")]
+    cli.table(
+        [
+            {
+                "when": format_time(entry["began_at"]),
+                "what": _happened(entry),
+                "where": entry.get("address"),
+                "reason": entry["reason"],
+            }
+            for entry in entries
+        ],
+        columns,
+        empty="It was never connected, nor was that tried.",
+    )
+    if entries:
+        cli.print(f"In all: {_totals(found)}.")
+
+
+def _happened(entry: dict[str, Any]) -> str:
+    if entry["kind"] == "failures":
+        over = entry["ended_at"] - entry["began_at"]
+        many = f"{entry['count']} attempts failed" + (f" in {format_duration(over)}" if over else "")
+        return "1 attempt failed" if entry["count"] == 1 else many
+    whose = "we dialled" if entry["dialled_by"] == "us" else "it dialled"
+    if entry["open"]:
+        return f"connected now, {whose}"
+    lasted = "" if entry["lasted_s"] is None else f" for {format_duration(entry['lasted_s'])}"
+    return f"connected{lasted}, {whose}"
+
+
+def _totals(found: dict[str, Any]) -> str:
+    if not found["since"]:
+        return ""
+    times = "once" if found["connections"] == 1 else f"{found['connections']} times"
+    failed = "1 attempt" if found["failures"] == 1 else f"{found['failures']} attempts"
+    connected = f"connected {times}, for {format_duration(found['connected_s'])}"
+    return f"{connected}; {failed} failed; since {format_time(found['since'])}"
 
 
 def _traffic(connection: dict[str, Any], way: str) -> str:

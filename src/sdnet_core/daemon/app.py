@@ -40,6 +40,8 @@ __all__ = ["MAX_BODY_BYTES", "create_app", "require_token"]
 
 MAX_BODY_BYTES = 1 << 20
 """Longest body of a request."""
+LATEST_ENTRIES = 3
+"""Past connections that come with all there is to know of a device."""
 BODY_TIMEOUT_S = 10.0
 """How long a request's body may take to come in, also one that is too long and thrown away."""
 
@@ -110,6 +112,7 @@ class _CoreRoutes:
             Route(method="GET", path="/status", endpoint=self.status, summary="The node"),
             Route(method="GET", path="/devices", endpoint=self.devices, summary="Paired devices"),
             Route(method="GET", path="/devices/{ref}", endpoint=self.device, summary="One paired device"),
+            Route(method="GET", path="/devices/{ref}/history", endpoint=self.history, summary="Its past connections"),
             Route(method="POST", path="/devices/{ref}/ping", endpoint=self.ping, summary="Round-trip time"),
             Route(method="GET", path="/plugins", endpoint=self.plugins, summary="Plugins and their state"),
             Route(method="POST", path="/plugins/{name}/enable", endpoint=self.enable_plugin, summary="Start a plugin"),
@@ -130,7 +133,13 @@ class _CoreRoutes:
         return self._core.describe_devices()
 
     async def device(self, request: ApiRequest) -> Any:
-        return self._core.describe_device(self._core.find_device(request.path["ref"]).device_id)
+        device_id = self._core.find_device(request.path["ref"]).device_id
+        history = await self._core.device_history(device_id, latest=LATEST_ENTRIES)
+        return {**self._core.describe_device(device_id), "history": history}
+
+    async def history(self, request: ApiRequest) -> Any:
+        device = self._core.find_device(request.path["ref"])
+        return {"name": device.name, **await self._core.device_history(device.device_id)}
 
     async def ping(self, request: ApiRequest) -> Any:
         device = self._core.find_device(request.path["ref"])

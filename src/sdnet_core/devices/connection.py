@@ -47,6 +47,7 @@ class DeviceConnection:
     :param address: of the other side, as the swarm knows it.
     :param dialled_address: the address, if the device can be dialled there again; None if it dialled us.
     :param opened_at: monotonic time, seconds.
+    :param began_at: the same moment in seconds since the epoch.
     :ivar latency_s: smoothed round-trip time, None before the first ping.
     :ivar used_at: when a stream last ran on it, monotonic time, seconds; `look` moves it.
     :ivar pinged_at: when the round trip was last measured, the same.
@@ -60,6 +61,7 @@ class DeviceConnection:
     address: str | None
     dialled_address: str | None = None
     opened_at: float = 0.0
+    began_at: float = 0.0
     latency_s: float | None = None
     used_at: float = 0.0
     pinged_at: float = float("-inf")

@@ -28,6 +28,7 @@ from ..log_context import log_context
 from ..session import ControlChannel, ControlEnd, ControlSettings, EndReason, GoodbyeReason, Session
 from ..swarm.abc import Swarm, SwarmStream
 from .connection import ConnectionState, DeviceConnection, explain_end
+from .history import ConnectionHistory
 from .pool import ConnectionPool
 from .records import DeviceStore, PairedDevice
 from .refusals import Refusals
@@ -55,6 +56,7 @@ class PersistentConnectionManager:
         side says, and proves, that it is not paired with us.
     :param refusals: told of those who do not prove who they are.
     :param has_messages: whether messages wait for a device.
+    :ivar history: of the connections to each device.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class PersistentConnectionManager:
         self._settings = settings
         self._pairing_lost = pairing_lost
         self._refusals = refusals
+        self.history = ConnectionHistory(store.storage, clock)
         self._supervisors: dict[uuid.UUID, Supervisor] = {}
         self.pool = ConnectionPool(clock, settings.max_connections, has_messages)
         self._maker = SessionMaker(
@@ -121,6 +124,7 @@ class PersistentConnectionManager:
             hang_up=self._hang_up_unused,
             slots=anyio.Semaphore(MAX_ATTEMPTS_AT_ONCE),
             count_devices=lambda: len(self._supervisors),
+            failed=self.history.failed,
         )
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
@@ -130,12 +134,15 @@ class PersistentConnectionManager:
             try:
                 for state in self._registry.devices():
                     self.supervise(state.device.device_id)
+                tasks.start_soon(self.history.tidy, self._registry.ids)
                 task_status.started()
                 await self._watch.run(tasks)
             finally:
                 self._tasks = None
                 for live in self.pool:
                     self._finish(live, "this device stopped")
+                with anyio.CancelScope(shield=True):
+                    await self.history.write_all()
 
     async def farewell(self) -> None:
         """Before `run` is cancelled: stop dialling, and tell every connected device that this node stops."""
@@ -366,6 +373,7 @@ class PersistentConnectionManager:
                 address=self._swarm.remote_address(session.peer_id),
                 dialled_address=self._swarm.dialled_address(session.peer_id),
                 opened_at=now,
+                began_at=self._clock.now(),
                 used_at=now,
             )
             state = self._registry.get(live.device_id)
@@ -378,7 +386,9 @@ class PersistentConnectionManager:
             await session.reset_streams()
             raise
         self.pool.add(live)
+        self.history.began(live)
         if self._tasks is not None:
+            self._tasks.start_soon(self.history.write, live.device_id)
             self._tasks.start_soon(self._store.save_connection, live.device_id, connected.connection)
         device = connected.device
         self._enter(live.device_id, ConnectionState.CONNECTED)
@@ -438,6 +448,9 @@ class PersistentConnectionManager:
         if self._registry.mark_disconnected(live, live.reason):
             device = self._registry.get(live.device_id).device
             self._enter(live.device_id, ConnectionState.DISCONNECTED, live.reason)
+            self.history.ended(live)
+            if self._tasks is not None:
+                self._tasks.start_soon(self.history.write, live.device_id)
             logger.info("device %s (%s) is disconnected: %s", device.device_id, device.name, live.reason)
             self._events.publish(
                 ConnectionLost(

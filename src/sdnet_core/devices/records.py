@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import uuid
+from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
@@ -19,11 +20,15 @@ from ..storage import SecureStorage
 from ..wire import Bytes16, Bytes32, Message, decode, encode
 from .trust import Trust
 
-__all__ = ["ConnectionConfig", "ConnectionRecord", "DeviceStore", "PairedDevice"]
+__all__ = ["ConnectionConfig", "ConnectionRecord", "DeviceStore", "KnownAddress", "PairedDevice"]
 
 logger = logging.getLogger(__name__)
 
 MAX_ADDRESSES = 16
+ADDRESS_LIFETIME_S = 90 * 86400.0
+"""An address that has not worked for so long is forgotten when the device is reached elsewhere…"""
+KEPT_ADDRESSES = 4
+"""…unless it is among these latest ones."""
 
 
 _Address = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
@@ -107,22 +112,46 @@ class PairedDevice(Message, frozen=True, kw_only=True, tag=1):
         return f"PairedDevice({self.name!r}, {self.device_id}, {self.trust}{', pending' if self.pending else ''})"
 
 
-class ConnectionRecord(Message, frozen=True, kw_only=True, tag=2):
+class KnownAddress(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An address of a device.
+
+    :param worked_at: when it last answered there as itself, whole seconds since the epoch; 0 if that was only said.
+    """
+
+    address: _Address
+    worked_at: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class ConnectionRecord(Message, frozen=True, kw_only=True, tag=4):
     """How a device was reached.
 
-    :param addresses: where it answered as itself, latest first.
+    :param known: where it answered as itself, latest first.
     :param last_seen: seconds since the epoch, 0 if never.
     """
 
-    addresses: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=256)], ...], msgspec.Meta(max_length=16)] = ()
+    known: Annotated[tuple[KnownAddress, ...], msgspec.Meta(max_length=16)] = ()
     last_seen: float = 0.0
 
+    @classmethod
+    def hinted(cls, addresses: Iterable[str]) -> ConnectionRecord:
+        """Of a device that somebody says is at these addresses."""
+        usable = [address for address in dict.fromkeys(addresses) if 0 < len(address) <= 256]
+        return cls(known=tuple(map(KnownAddress, usable[:MAX_ADDRESSES])))
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where to look for it, the most promising first."""
+        return tuple(known.address for known in self.known)
+
     def seen(self, at: float, address: str | None) -> ConnectionRecord:
-        """The same after a connection at an address."""
-        addresses = self.addresses
+        """The same after a connection at an address. Addresses that have not worked for long go, but for a few."""
+        known = self.known
         if address is not None:
-            addresses = (address, *(a for a in addresses if a != address))[:MAX_ADDRESSES]
-        return ConnectionRecord(addresses=addresses, last_seen=at)
+            latest = KnownAddress(address, max(0, int(at)))
+            known = (latest, *(one for one in known if one.address != address))[:MAX_ADDRESSES]
+            stale = at - ADDRESS_LIFETIME_S
+            known = (*known[:KEPT_ADDRESSES], *(one for one in known[KEPT_ADDRESSES:] if one.worked_at >= stale))
+        return ConnectionRecord(known=known, last_seen=at)
 
 
 @dataclasses.dataclass(slots=True)
@@ -165,6 +194,7 @@ class DeviceStore:
         """Forget a device altogether."""
         await self.storage.delete(f"devices/{device_id}")
         await self.storage.delete(self._connection(device_id))
+        await self.storage.delete(f"history/{device_id}")
 
     async def load_connection(self, device_id: uuid.UUID) -> ConnectionRecord:
         """What is known of reaching a device. A damaged file counts as nothing known."""

@@ -325,6 +325,10 @@ class DeviceRegistry:
         """All paired devices, by name."""
         return tuple(sorted(self._devices.values(), key=lambda s: (s.device.name.casefold(), s.device.device_id)))
 
+    def ids(self) -> frozenset[uuid.UUID]:
+        """The ids of all paired devices."""
+        return frozenset(self._devices)
+
     def revoked_peers(self) -> tuple[str, ...]:
         """The peer ids of revoked devices."""
         return tuple(s.device.peer_id for s in self._devices.values() if s.device.trust is Trust.REVOKED)

@@ -68,6 +68,7 @@ class Surroundings:
     :param await_answers: waits while the other side is making one itself.
     :param hang_up: closes the connection to a device that took no session, unless somebody else uses it.
     :param count_devices: how many devices are supervised.
+    :param failed: told of every attempt in vain, with the reason.
     :param slots: bounds the attempts that go on at once to devices that nobody has seen or needs.
     """
 
@@ -87,6 +88,7 @@ class Surroundings:
     hang_up: Callable[[PairedDevice], Awaitable[None]]
     slots: anyio.Semaphore
     count_devices: Callable[[], int]
+    failed: Callable[[uuid.UUID, str], None]
 
 
 @dataclass(eq=False, slots=True)
@@ -261,6 +263,7 @@ class Supervisor:
         if isinstance(self._state(), Connected):
             return 0.0
         self.attempts += 1
+        around.failed(self.device_id, self.last_error)
         pause_s = self._next_pause(device)
         self.enter(ConnectionState.FAILED, self.last_error)
         logger.info("device %s (%s) cannot be reached: %s", self.device_id, device.name, self.last_error)

@@ -21,9 +21,11 @@ __all__ = [
     "DirectoryLock",
     "clean_temporary",
     "ensure_private_directory",
+    "link_tree",
     "previous_path",
     "read_bounded",
     "remove_durably",
+    "rename_durably",
     "write_atomic",
 ]
 
@@ -36,6 +38,7 @@ TEMPORARY_PREFIX = ".tmp-"
 
 _MAX_ATTEMPTS = 16
 _READ_STEP_BYTES = 1 << 20
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _BAD_MEDIUM = {errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)}
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
@@ -176,6 +179,36 @@ def remove_durably(*paths: Path) -> bool:
         except OSError as error:
             raise _explained(error, path, "remove") from error
     return removed
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Give every file below a directory a second name below another one, which is made; copied where links are not
+    possible. Files that are replaced, and never written in place, stay as they are under the second name.
+
+    :raises StorageError: one cannot be made.
+    """
+    for folder, _, names in os.walk(source, followlinks=False):
+        made = target / Path(folder).relative_to(source)
+        try:
+            made.mkdir(mode=DIRECTORY_MODE)
+            for name in names:
+                if not name.startswith(TEMPORARY_PREFIX):
+                    _link_or_copy(Path(folder, name), made / name)
+            _sync_directory(made)
+        except OSError as error:
+            raise _explained(error, made, "write") from error
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Give a file or directory another name in its directory; on disk when this returns.
+
+    :raises StorageError: that is not possible.
+    """
+    try:
+        os.rename(source, target)
+        _sync_directory(target.parent)
+    except OSError as error:
+        raise _explained(error, target, "write") from error
 
 
 def clean_temporary(directory: Path) -> int:
@@ -321,7 +354,7 @@ def _keep_previous(path: Path, randomness: Randomness) -> None:
         except FileExistsError:
             continue
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            if error.errno not in _NO_LINKS:
                 raise
             # A file system without hard links: for a moment only the previous generation exists.
             os.replace(path, previous)
@@ -331,6 +364,20 @@ def _keep_previous(path: Path, randomness: Randomness) -> None:
             link.unlink()
         return
     raise OSError(errno.EEXIST, "no temporary name is free", str(path.parent))
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+        try:
+            _write_fully(descriptor, source.read_bytes())
+            _sync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _write_fully(descriptor: int, data: bytes) -> None:

@@ -28,7 +28,12 @@ logger = logging.getLogger(__name__)
 MAX_JOBS = 256
 """Transactions made durable together."""
 
-_SCHEMA = """
+FORMAT = 1
+"""Of our own tables beside the plugin's, in ``sdnet_format``; ``user_version`` is the plugin's."""
+
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS sdnet_format (number INTEGER NOT NULL);
+INSERT INTO sdnet_format SELECT {FORMAT} WHERE NOT EXISTS (SELECT 1 FROM sdnet_format);
 CREATE TABLE IF NOT EXISTS sdnet_lane (
     lane INTEGER PRIMARY KEY, pairing BLOB NOT NULL, name TEXT NOT NULL, below INTEGER NOT NULL DEFAULT 0,
     UNIQUE (pairing, name)
@@ -168,6 +173,7 @@ class Database:
                 raise StorageError(f"{self._path.name} is closed.")
             db = connect(self._path)
             try:
+                _check_format(db, self._path)
                 db.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}COMMIT;")
                 _forget_others(db, self._pairings)
             except BaseException:
@@ -206,6 +212,14 @@ class Database:
                 job.error.__cause__ = error
             db.execute("ROLLBACK TO job")
         db.execute("RELEASE job")
+
+
+def _check_format(db: sqlite3.Connection, path: Path) -> None:
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'sdnet_format'").fetchone() is None:
+        return  # new, or from before there was the table
+    (number,) = db.execute("SELECT MAX(number) FROM sdnet_format").fetchone()
+    if number > FORMAT:
+        raise StorageError(f"{path} was written by a newer version of sdnet; update it to go on.")
 
 
 def _new(db: sqlite3.Connection, messages: Sequence[M]) -> Sequence[M]:

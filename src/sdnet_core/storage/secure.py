@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,15 +18,17 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from sdnet_core.clock import Clock, Randomness, Runner
-from sdnet_core.errors import StorageError
+from sdnet_core.errors import SerializationError, StorageError
 from sdnet_core.storage.atomic import (
     PREVIOUS_SUFFIX,
     DamagedError,
     clean_temporary,
     ensure_private_directory,
+    link_tree,
     previous_path,
     read_bounded,
     remove_durably,
+    rename_durably,
     write_atomic,
 )
 from sdnet_core.storage.envelope import (
@@ -62,6 +65,7 @@ _DATA_CONTEXT = b"sdnet/data/v1\x00"
 
 T = TypeVar("T")
 _Names = list[str]
+_Paths = list[Path]
 
 
 @dataclass(slots=True)
@@ -168,7 +172,9 @@ class SecureStorage:
         """
         return self._unseal(data, _DATA_CONTEXT + self._prefix.encode() + b"\x00" + context.encode())
 
-    async def store(self, name: str, data: bytes, *, both_generations: bool = False) -> None:
+    async def store(
+        self, name: str, data: bytes, *, both_generations: bool = False, keep_previous: bool = True
+    ) -> None:
         """Seal ``data`` and put it under ``name``, durably and in one step.
 
         Cancelling waits for a write that has begun.
@@ -176,10 +182,11 @@ class SecureStorage:
         :param name: a relative path with forward slashes, such as ``devices/<id>``.
         :param both_generations: also overwrite the previous generation, so that no recovery brings back what was
             there (a revoked device, a replaced key).
+        :param keep_previous: False for what may as well be lost, and needs half the room then.
         :raises StorageError: the name is not valid, the disk is full or cannot be written; the old data stays.
         """
         path = self._path(name)
-        await self._in_order(path, self._store, path, name, bytes(data), both_generations)
+        await self._in_order(path, self._store, path, name, bytes(data), both_generations, keep_previous)
 
     async def load(self, name: str) -> bytes | None:
         """Give what is stored under ``name``.
@@ -206,6 +213,30 @@ class SecureStorage:
         """
         folder = self._folder(prefix)
         return await self._run(self._list, folder)
+
+    async def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Give what each name in a folder and below takes on the disk, all generations together, in bytes.
+
+        :raises StorageError: as `list`.
+        """
+        folder = self._folder(prefix)
+        return await self._run(self._sizes, folder)
+
+    async def keep(self, folder: Path) -> None:
+        """Keep the whole store as it is now, in a folder beside it; does nothing if that is there already.
+
+        :raises StorageError: that is not possible.
+        """
+        await self._run(self._keep, folder)
+
+    async def convert(self, prefix: str, convert: Callable[[bytes], bytes | None]) -> None:
+        """Rewrite what is stored in a folder and below, in both generations. What is damaged stays as it is.
+
+        :param convert: gives new contents, or None to leave a file; raises `SerializationError` if it cannot.
+        :raises StorageError: a file cannot be read or written; those before it are rewritten.
+        """
+        folder = self._folder(prefix)
+        await self._run(self._convert, folder, convert)
 
     async def prune(self, prefix: str, older_than_s: float) -> int:
         """Remove what was last stored in a folder longer ago than that.
@@ -250,16 +281,17 @@ class SecureStorage:
             clean_temporary(self._root)
             self._shared.ready = True
 
-    def _store(self, path: Path, name: str, data: bytes, both_generations: bool) -> None:
+    def _store(self, path: Path, name: str, data: bytes, both_generations: bool, keep_previous: bool) -> None:
         ensure_private_directory(path.parent, below=self._root)
         sealed = self._seal(data, self._context(name))
         if both_generations:
             write_atomic(path, sealed, randomness=self._randomness, keep_previous=False)
             write_atomic(previous_path(path), sealed, randomness=self._randomness, keep_previous=False)
             remove_durably(_damaged_path(path))
+            remove_durably(*self._kept(path))
             return
         # A damaged file must not push out the good generation before it.
-        current_is_good = self._try_open(path, name)[0] is not None
+        current_is_good = keep_previous and self._try_open(path, name)[0] is not None
         write_atomic(path, sealed, randomness=self._randomness, keep_previous=current_is_good)
 
     def _load(self, path: Path, name: str) -> bytes | None:
@@ -293,7 +325,38 @@ class SecureStorage:
 
     def _delete(self, path: Path) -> None:
         # The older generations first: if we die in between, the file is still there rather than back from the dead.
-        remove_durably(_damaged_path(path), previous_path(path), path)
+        remove_durably(*self._kept(path), _damaged_path(path), previous_path(path), path)
+
+    def _kept(self, path: Path) -> _Paths:
+        """All that there is of a file in copies of the store that migrations have kept."""
+        found = []
+        for folder in self._root.parent.glob(f"{self._root.name}.v*"):
+            copy = folder / path.relative_to(self._root)
+            found += [_damaged_path(copy), previous_path(copy), copy]
+        return [copy for copy in found if copy.exists()]
+
+    def _keep(self, folder: Path) -> None:
+        if folder.exists():
+            return  # by a migration that was cut short
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        link_tree(self._root, partial)
+        rename_durably(partial, folder)
+
+    def _convert(self, folder: Path, convert: Callable[[bytes], bytes | None]) -> None:
+        base = self._root / self._prefix
+        for path in sorted(set(self._files(folder))):
+            name = path.relative_to(base).as_posix()
+            for generation in (path, previous_path(path)):
+                plaintext, _ = self._try_open(generation, name)
+                try:
+                    converted = None if plaintext is None else convert(plaintext)
+                except SerializationError as error:
+                    logger.warning("%s stays as it is: %s", generation, error)
+                    continue
+                if converted is not None:
+                    sealed = self._seal(converted, self._context(name))
+                    write_atomic(generation, sealed, randomness=self._randomness, keep_previous=False)
 
     def _list(self, folder: Path) -> _Names:
         base = self._root / self._prefix
@@ -316,6 +379,16 @@ class SecureStorage:
                 name = entry.name.removesuffix(PREVIOUS_SUFFIX)
                 if _is_component(name):
                     yield path.with_name(name)
+
+    def _sizes(self, folder: Path) -> dict[str, int]:
+        base = self._root / self._prefix
+        found: dict[str, int] = {}
+        for path in set(self._files(folder)):
+            for generation in (path, previous_path(path), _damaged_path(path)):
+                with contextlib.suppress(FileNotFoundError):
+                    name = path.relative_to(base).as_posix()
+                    found[name] = found.get(name, 0) + generation.lstat().st_size
+        return found
 
     def _prune(self, folder: Path, before: float) -> int:
         pruned = 0

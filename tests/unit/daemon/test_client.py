@@ -45,6 +45,9 @@ def answer_with(config: Config) -> Iterator[Callable[[bytes], list[bytes]]]:
                     requests.append(connection.recv(65536))
                     if data != b"silence":
                         connection.sendall(data)
+                        connection.shutdown(socket.SHUT_WR)
+                        while connection.recv(65536):  # closing before all is read would take the answer back
+                            pass
                     else:
                         connection.recv(1)
 

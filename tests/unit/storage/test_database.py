@@ -62,6 +62,19 @@ async def test_work_is_done_once_also_after_a_restart(tmp_path: Path) -> None:
         await database.transaction(works)
 
 
+async def test_a_newer_format_is_refused_and_nothing_touched(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    database = Database(path, run_in_thread, [PAIRING])
+    await database.transaction(lambda db, _: db.execute("UPDATE sdnet_format SET number = 2"))
+    await database.close()
+    before = path.read_bytes()
+    database = Database(path, run_in_thread, [])
+    with pytest.raises(StorageError, match="newer version"):
+        await database.transaction(works)
+    await database.close()
+    assert path.read_bytes() == before
+
+
 async def test_work_that_fails_leaves_nothing_and_may_be_tried_again(tmp_path: Path) -> None:
     database = Database(tmp_path / "db", run_in_thread, [PAIRING])
 
