@@ -78,6 +78,13 @@ def pairing_hostile(session: nox.Session) -> None:
 
 
 @nox.session
+def spacedrop_long(session: nox.Session) -> None:
+    """Try a million keys against the check number of a drop between strangers, with and without the commitment."""
+    tests = "plugins/sdnet_spacedrop/tests/test_meeting.py"
+    session.run(PYTHON, "-m", "pytest", tests, *session.posargs, env={"SDNET_LONG_TESTS": "1"})
+
+
+@nox.session
 def e2e(session: nox.Session) -> None:
     """Run the tests that drive daemons as processes through the command line."""
     session.run(*PYTEST, "tests/e2e", *session.posargs)
