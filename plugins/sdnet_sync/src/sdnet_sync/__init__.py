@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .documents import Document
     from .folders.entries import Location
     from .folders.events import IndexerProgress, LocationUpdate
     from .folders.records import FolderProgress, FolderStatus, HolderInfo, LocationInfo, TrashItem
@@ -47,6 +48,7 @@ _HOMES = {
     "Change": "records",
     "Changes": "watching",
     "Conflict": "records",
+    "Document": "documents",
     "Entry": "records",
     "FolderProgress": "folders.records",
     "FolderService": "folders.service",
@@ -79,6 +81,7 @@ __all__ = [
     "Change",
     "Changes",
     "Conflict",
+    "Document",
     "Entry",
     "FolderProgress",
     "FolderService",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sdnet_core.errors import InvalidRequestError, NotFoundError, RefusedError
@@ -22,6 +22,7 @@ from .values import check_fields, check_id, check_kind
 from .watching import Changes, Condition, test_of
 
 if TYPE_CHECKING:
+    from .documents import Document
     from .service import SyncService
 
 __all__ = ["Changes", "Condition", "Library", "LibraryTransaction"]
@@ -218,6 +219,16 @@ class Library:
             yield changes
         finally:
             self._watchers.discard(changes)
+
+    def document(self, kind: str, entry_id: str, field: str = "document") -> AbstractAsyncContextManager[Document]:
+        """Open a text or map that devices edit at once: ``async with library.document("note", "1") as document``.
+
+        Edits reach connected members at once and are durable shortly after, at the latest when the block is left.
+
+        :param field: of the entry; it holds nothing else.
+        :raises InvalidRequestError: kind, id or field cannot be carried; or the document is too long, at the end.
+        """
+        return self._service.documents.open(self, kind, entry_id, field)
 
     @contextmanager
     def following(self, listener: Callable[[Commit], None]) -> Iterator[None]:

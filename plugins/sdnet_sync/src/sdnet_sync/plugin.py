@@ -71,10 +71,12 @@ class SyncPlugin:
     @hookimpl
     def sdnet_routes(self, ctx: PluginContext) -> Iterable[Route]:
         from .api import SyncApi
+        from .document_api import DocumentApi
         from .folders.api import FolderApi
 
         folders = FolderApi(ctx, self._service.folders, self._service.find)
-        return [*SyncApi(ctx, self._service).routes(), *folders.routes()]
+        documents = DocumentApi(self._service.find)
+        return [*SyncApi(ctx, self._service).routes(), *folders.routes(), *documents.routes()]
 
     @hookimpl
     def sdnet_commands(self) -> Iterable[click.Command]:

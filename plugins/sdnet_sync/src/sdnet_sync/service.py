@@ -25,7 +25,10 @@ from sdnet_core.wire import Message, MessageStream
 from . import messages, records
 from .catalog import Catalog, LibraryRecord
 from .compare import Comparison, answer_comparison
-from .folders.service import CHANNEL, FolderService
+from .documents import CHANNEL as documents_channel
+from .documents import Documents
+from .folders.service import CHANNEL as folders_channel
+from .folders.service import FolderService
 from .invitations import Invitations, change_role
 from .library import Library
 from .limits import MAX_NAME
@@ -66,6 +69,7 @@ class SyncService:
         self._invitations = Invitations(ctx, self._catalog, self.replica, self._sharing.changed, self._open)
         self._upkeep = Upkeep(ctx, self._settings, self._libraries, self._sharing.retry, self.remove)
         self.folders = FolderService(ctx, self._settings, self)
+        self.documents = Documents()
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled.
@@ -84,7 +88,9 @@ class SyncService:
                             logger.error("a library cannot be opened and stays closed: %s", error)
                 self._sharing.start(tasks)
                 self._upkeep.start(tasks)
-                with self.on_signal(CHANNEL, self.folders.heard):
+                self.documents.start(tasks)
+                documents = self.on_signal(documents_channel, self.documents.heard)
+                with self.on_signal(folders_channel, self.folders.heard), documents:
                     await self.folders.run(tasks)
                     task_status.started()
                     await anyio.sleep_forever()
@@ -92,6 +98,7 @@ class SyncService:
             self._tasks = None
             self._sharing.stop()
             self._upkeep.stop()
+            self.documents.stop()
             self.folders.stop()
             with anyio.CancelScope(shield=True):
                 for library in list(self._libraries):

@@ -12,6 +12,7 @@ from typing import Any
 import cbor2
 
 from .clock import stamp_time_s
+from .document_values import is_document, merge_documents
 from .records import Conflict, Entry, Value
 from .state import EntryState, Write
 
@@ -20,7 +21,7 @@ __all__ = ["BUILT_IN", "KEEP_BOTH", "LAST_WRITER", "Merge", "conflicts_of", "ent
 Merge = Callable[[Sequence[Any]], Any]
 """A custom strategy: the concurrent values, earliest first, to the one that counts. The same on all devices."""
 
-LAST_WRITER, KEEP_BOTH = "last-writer", "keep-both"
+LAST_WRITER, KEEP_BOTH, DOCUMENT = "last-writer", "keep-both", "document"
 
 
 def _last(values: Sequence[Any]) -> Any:
@@ -74,9 +75,19 @@ def strategy_of(settings: Mapping[str, Mapping[str, Any]], kind: str, name: str)
     return found if isinstance(found, str) else KEEP_BOTH
 
 
+def _strategy(settings: Mapping[str, Mapping[str, Any]], kind: str, name: str, writes: Sequence[Write]) -> str:
+    """Documents are merged, whatever was decided about the field."""
+    if all(is_document(write.value) for write in writes):
+        return DOCUMENT
+    return strategy_of(settings, kind, name)
+
+
 def _value(writes: Sequence[Write], strategy: str, merges: Mapping[str, Merge]) -> Any:
     if len(writes) == 1:
         return writes[0].value
+    if strategy == DOCUMENT:
+        merged = merge_documents([write.value for write in writes])
+        return writes[-1].value if merged is None else merged
     merge = BUILT_IN.get(strategy) or merges.get(strategy, _last)
     return merge([write.value for write in writes])
 
@@ -92,7 +103,7 @@ def entry_of(state: EntryState, settings: Mapping[str, Mapping[str, Any]], merge
         if last is None or writes[-1][:3] > last[:3]:
             last = writes[-1]
         if len(writes) > 1:
-            strategy = strategy_of(settings, state.kind, name)
+            strategy = _strategy(settings, state.kind, name, writes)
             conflicted = conflicted or strategy == KEEP_BOTH
             value = _value(writes, strategy, merges)
         else:
@@ -145,7 +156,7 @@ def conflicts_of(
     found = []
     for name, writes in sorted(state.fields.items()):
         if len(writes) > 1:
-            strategy = strategy_of(settings, state.kind, name)
+            strategy = _strategy(settings, state.kind, name, writes)
             sides = tuple(
                 Value(
                     index=index,
@@ -161,7 +172,8 @@ def conflicts_of(
                     id=state.id,
                     field=name,
                     sides=sides,
-                    settled=strategy != KEEP_BOTH and (strategy in BUILT_IN or strategy in merges),
+                    settled=strategy == DOCUMENT
+                    or (strategy != KEEP_BOTH and (strategy in BUILT_IN or strategy in merges)),
                     strategy=strategy,
                 )
             )
