@@ -53,7 +53,7 @@ from .protocols.dispatch import Dispatcher
 from .protocols.registry import ProtocolRegistry, RegisteredProtocol
 from .session import PROTOCOL_ID as SESSION_PROTOCOL
 from .storage import KeyFile, SecureStorage, Unlock, ensure_private_directory
-from .swarm.abc import AddressesChanged, Disconnected
+from .swarm.abc import AddressesChanged, Disconnected, PathChanged
 
 __all__ = ["NetworkingCore"]
 
@@ -271,6 +271,8 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
                 if set(addresses) != set(self._last_addresses):
                     self._connections.look_around("this device has other addresses")
                 self._last_addresses = addresses
+            case SwarmHappened(PathChanged(peer_id=peer_id, generation=generation)):
+                self._connections.paths.changed(peer_id, generation)
             case SwarmHappened():
                 pass
             case SendMessage():

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SourcesFactory", "SwarmFactory", "default_sources", "default_swarm", "plugin_set"]
 
+FAR_CONNECTIONS = 24
+"""Connections beside those with devices: to meeting points, and in lookups."""
+
 SwarmFactory = Callable[[NetworkIdentity], "Swarm"]
 SourcesFactory = Callable[[NetworkIdentity], Iterable[DiscoverySource]]
 
@@ -31,7 +34,8 @@ def default_swarm(config: Config, identity: NetworkIdentity) -> Swarm:
 
     most = config.connections.max_connections
     # Strangers, who may want to pair or to drop something, do not take the places of paired devices.
-    limits = SwarmLimits(max_connections=most, max_strangers=max(1, most // 2))
+    # Meeting points and the nodes that are asked have places of their own, too.
+    limits = SwarmLimits(max_connections=most + FAR_CONNECTIONS, max_strangers=max(1, most // 2))
     transports = tuple(dict.fromkeys(config.node.transports))
     return Libp2pSwarm(identity.seed, limits=limits, transports=transports)
 

@@ -18,6 +18,7 @@ from .devices.manager import PersistentConnectionManager
 from .devices.registry import DeviceRegistry
 from .discovery.candidates import Discovery
 from .discovery.points import MeetingPoint, group_points, parse_point
+from .discovery.reservations import Reservations
 from .discovery.search import Acquaintance, Way
 from .discovery.source import DiscoverySource
 from .errors import ConfigurationError, InvalidRequestError, SerializationError, StorageError
@@ -60,19 +61,36 @@ class MeetingMethods:
     identity: NetworkIdentity
     _learned_points: tuple[str, ...] = ()
     _dht: DhtDiscovery | None = None
+    _reservations: Reservations | None = None
     _secrets: dict[tuple[bytes, str], tuple[bytes, bytes]]
 
     def _far_source(self) -> DiscoverySource:
         from .discovery.dht import DhtDiscovery
 
+        reservations = self._reservations = Reservations(
+            self._swarm, self.clock, self.randomness, changed=self._reached_elsewhere
+        )
         self._dht = DhtDiscovery(
             self._swarm,
             self.clock,
             self.randomness,
             points=self._points,
             acquaintances=self._acquaintances,
+            outside=self._outside,
+            attend=reservations.attend if self.config.discovery.relay else None,
         )
+        self._swarm.shows_port = self._dht.meeting.keeps
         return self._dht
+
+    def _outside(self) -> tuple[str, ...]:
+        """Where this device is reached besides what it listens on."""
+        seen_as = () if self._dht is None else self._dht.meeting.seen_as
+        self._swarm.outside = seen_as
+        return () if self._reservations is None else self._reservations.addresses
+
+    def _reached_elsewhere(self) -> None:
+        if self._dht is not None:
+            self._dht.changed()
 
     def _points(self) -> tuple[MeetingPoint, ...]:
         return group_points((*self.config.discovery.bootstrap, *self._learned_points))

@@ -52,6 +52,7 @@ class DeviceConnection:
     :ivar used_at: when a stream last ran on it, monotonic time, seconds; `look` moves it.
     :ivar pinged_at: when the round trip was last measured, the same.
     :ivar let_go: it made room for others, so that it is not made again at once.
+    :ivar retiring: another connection to the device has taken over; what still runs on this one is to end.
     :ivar control_scope: the control channel runs in it; it outlives the streams for a last word.
     """
 
@@ -66,6 +67,7 @@ class DeviceConnection:
     used_at: float = 0.0
     pinged_at: float = float("-inf")
     let_go: bool = False
+    retiring: bool = False
     ended: anyio.Event = field(default_factory=anyio.Event)
     reason: str = ""
     control_scope: anyio.CancelScope | None = None
@@ -76,6 +78,11 @@ class DeviceConnection:
     def busy(self) -> bool:
         """Whether streams run on it."""
         return bool(self._scopes) or bool(self.session.streams)
+
+    def retire(self) -> None:
+        """Tell the streams to end: another connection has taken over."""
+        self.retiring = True
+        self.session.epoch.retire()
 
     def look(self, now: float) -> None:
         """Notice whether streams ran on it since the last look.

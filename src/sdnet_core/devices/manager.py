@@ -25,10 +25,12 @@ from ..errors import ConnectionFailedError, DeviceNotFoundError, NetworkingError
 from ..events import ConnectionEstablished, ConnectionLost, DeviceConfirmed, EventBus
 from ..identity import NetworkIdentity
 from ..log_context import log_context
-from ..session import ControlChannel, ControlEnd, ControlSettings, EndReason, GoodbyeReason, Session
+from ..session import ControlChannel, ControlEnd, EndReason, GoodbyeReason, Session
 from ..swarm.abc import Swarm, SwarmStream
 from .connection import ConnectionState, DeviceConnection, explain_end
 from .history import ConnectionHistory
+from .keepalive import keepalive_of
+from .paths import PathKeeper
 from .pool import ConnectionPool
 from .records import DeviceStore, PairedDevice
 from .refusals import Refusals
@@ -40,9 +42,6 @@ from .watch import ConnectionWatch
 __all__ = ["PersistentConnectionManager"]
 
 logger = logging.getLogger(__name__)
-
-GOODBYE_TIMEOUT_S = 0.3
-
 
 MAX_ATTEMPTS_AT_ONCE = 64
 """Of those to devices that nobody has seen or needs."""
@@ -107,6 +106,14 @@ class PersistentConnectionManager:
             slept=self.look_around,
             silent=self._fell_silent,
         )
+        self.paths = PathKeeper(
+            swarm=swarm,
+            pool=self.pool,
+            clock=clock,
+            addresses=lambda live: s.addresses() if (s := self._supervisors.get(live.device_id)) else [],
+            move=lambda live: self._reached(self._registry.get(live.device_id)),
+            finish=self._finish,
+        )
         self._around = Surroundings(
             swarm=swarm,
             discovery=discovery,
@@ -135,6 +142,7 @@ class PersistentConnectionManager:
                 for state in self._registry.devices():
                     self.supervise(state.device.device_id)
                 tasks.start_soon(self.history.tidy, self._registry.ids)
+                tasks.start_soon(self.paths.run, tasks)
                 task_status.started()
                 await self._watch.run(tasks)
             finally:
@@ -203,7 +211,9 @@ class PersistentConnectionManager:
     def sighted(self, peer_id: str) -> None:
         """Discovery has just seen a peer: if it is a paired device that is away, try at once."""
         state = self._registry.by_peer(peer_id)
-        if state is not None and not isinstance(state, Connected):
+        if isinstance(state, Connected):
+            self.paths.look(peer_id)
+        elif state is not None:
             supervisor = self._supervisors.get(state.device.device_id)
             if supervisor is not None:
                 supervisor.sighted()
@@ -231,6 +241,7 @@ class PersistentConnectionManager:
         :param why: for the log.
         """
         logger.info("looking for all devices anew: %s", why)
+        self.paths.look()
         for supervisor in tuple(self._supervisors.values()):
             supervisor.wake()
         if self._tasks is not None:
@@ -369,7 +380,12 @@ class PersistentConnectionManager:
             live = DeviceConnection(
                 device_id=state.device.device_id,
                 session=session,
-                control=ControlChannel(session, self._clock, self._randomness, self._keepalive(state.device)),
+                control=ControlChannel(
+                    session,
+                    self._clock,
+                    self._randomness,
+                    keepalive_of(state.device.connection_config, self._settings),
+                ),
                 address=self._swarm.remote_address(session.peer_id),
                 dialled_address=self._swarm.dialled_address(session.peer_id),
                 opened_at=now,
@@ -377,9 +393,11 @@ class PersistentConnectionManager:
                 used_at=now,
             )
             state = self._registry.get(live.device_id)
-            if isinstance(state, Connected):
-                self._finish(state.live, "the device connected anew")
-            connected = self._registry.mark_connected(live)
+            old = state.live if isinstance(state, Connected) else None
+            if old is not None and not self.paths.is_move(old, live):
+                self._finish(old, "the device connected anew")
+                old = None
+            connected = self._registry.mark_connected(live, instead_of=old)
         except NetworkingError:
             self._sessions.remove(session)
             session.close()
@@ -387,6 +405,9 @@ class PersistentConnectionManager:
             raise
         self.pool.add(live)
         self.history.began(live)
+        if old is not None and self._tasks is not None:
+            old.retire()
+            self._tasks.start_soon(self.paths.retire, old)
         if self._tasks is not None:
             self._tasks.start_soon(self.history.write, live.device_id)
             self._tasks.start_soon(self._store.save_connection, live.device_id, connected.connection)
@@ -406,14 +427,6 @@ class PersistentConnectionManager:
                 self._displace(least)
                 self._tasks.start_soon(self._let_go, least)
         return live
-
-    def _keepalive(self, device: PairedDevice) -> ControlSettings:
-        config, settings = device.connection_config, self._settings
-        return ControlSettings(
-            keepalive_interval_s=config.keepalive_interval_s or settings.keepalive_interval_s,
-            keepalive_misses=config.keepalive_misses or settings.keepalive_misses,
-            goodbye_timeout_s=GOODBYE_TIMEOUT_S,
-        )
 
     async def _attend(self, live: DeviceConnection) -> None:
         """Run a connection's control channel until it ends."""

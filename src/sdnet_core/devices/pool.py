@@ -35,7 +35,7 @@ class ConnectionPool:
         return live.session in self._live
 
     def __len__(self) -> int:
-        return sum(not live.ended.is_set() for live in self._live.values())
+        return sum(not live.ended.is_set() and not live.retiring for live in self._live.values())
 
     def add(self, live: DeviceConnection) -> None:
         """Take a connection in."""
@@ -79,7 +79,7 @@ class ConnectionPool:
         idle = []
         for live in self._live.values():
             live.look(now)
-            if live is not but and not live.busy and not live.ended.is_set():
+            if live is not but and not live.busy and not live.ended.is_set() and not live.retiring:
                 idle.append(live)
         return min(idle, key=lambda live: (self._has_messages(live.device_id), live.used_at), default=None)
 

@@ -234,13 +234,14 @@ class DeviceRegistry:
             if other.device_id != device_id and name.casefold() in (other.name.casefold(), other.info.name.casefold()):
                 raise ConflictError(f"Another device is called {name!r} already.")
 
-    def mark_connected(self, live: DeviceConnection) -> Connected:
+    def mark_connected(self, live: DeviceConnection, *, instead_of: DeviceConnection | None = None) -> Connected:
         """A session to a device has been proven.
 
+        :param instead_of: the connection that it takes over from.
         :raises ConflictError: there is a connection already, or its trust allows none.
         """
         state = self.get(live.device_id)
-        if isinstance(state, Connected):
+        if isinstance(state, Connected) and state.live is not instead_of:
             raise ConflictError("The device is connected already.")
         if state.device.trust.access is None:
             raise ConflictError(f"{state.device.name} is {state.device.trust}.")

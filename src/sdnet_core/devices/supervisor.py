@@ -170,6 +170,10 @@ class Supervisor:
             "next_attempt_in_s": max(0.0, left_s) if resting and left_s < math.inf else None,
         }
 
+    def addresses(self) -> list[str]:
+        """Where the device may be reached."""
+        return self._addresses(self._state())
+
     # Its life
 
     async def run(self) -> None:
