@@ -50,6 +50,7 @@ LAYERS = [
         "plugin_tasks",
         "plugins",
         "preview",
+        "public_node",
         "settings_file",
     },
     {"bridge", "coordinator", "hosting", "testing"},

@@ -31,6 +31,7 @@ __all__ = [
     "NodeSettings",
     "Paths",
     "PluginSettings",
+    "PublicNodeSettings",
     "load_config",
     "log_overrides",
 ]
@@ -38,6 +39,7 @@ __all__ = [
 _INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 
 T = TypeVar("T")
+_Count = Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
@@ -92,6 +94,41 @@ class ConnectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     reconnect_max_s: Positive = 60.0
     keepalive_interval_s: Positive = 30.0
     keepalive_misses: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
+
+
+class PublicNodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[public_node]``: a meeting point that ``sdnet node run`` runs
+
+    :param listen: multiaddrs to listen on.
+    :param announce: where devices reach it, if it does not know that itself, as behind a name or a port forwarding.
+    :param bootstrap: other public nodes that it works together with.
+    :param relay: carry connections between devices that cannot reach each other.
+    :param max_connections: connections at a time.
+    :param max_records: records kept for devices.
+    :param max_records_per_address: of one IP address (or one IPv6 /64).
+    :param max_reservations: devices that can be called through it at a time.
+    :param max_reservations_per_address: of one IP address (or one IPv6 /64).
+    :param max_circuits: connections that it carries at a time.
+    :param max_circuits_per_peer: of one device.
+    :param max_circuits_per_address: begun by one IP address (or one IPv6 /64).
+    :param circuit_s: how long it carries one connection; the devices make another one in time.
+    :param circuit_bytes: what one connection may carry in each direction.
+    """
+
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001")
+    announce: tuple[str, ...] = ()
+    bootstrap: tuple[str, ...] = ()
+    relay: bool = True
+    max_connections: _Count = 2000
+    max_records: _Count = 16_384
+    max_records_per_address: _Count = 512
+    max_reservations: _Count = 512
+    max_reservations_per_address: _Count = 32
+    max_circuits: _Count = 256
+    max_circuits_per_peer: _Count = 16
+    max_circuits_per_address: _Count = 64
+    circuit_s: _Count = 3600
+    circuit_bytes: Annotated[int, msgspec.Meta(ge=65_536, le=1 << 50)] = 1 << 30
 
 
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -168,6 +205,7 @@ class Config:
     discovery: DiscoverySettings = field(default_factory=DiscoverySettings)
     connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    public_node: PublicNodeSettings = field(default_factory=PublicNodeSettings)
     plugins: PluginSettings = field(default_factory=PluginSettings)
 
     @property
@@ -191,6 +229,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "discovery": DiscoverySettings,
     "connections": ConnectionSettings,
     "log": LogSettings,
+    "public_node": PublicNodeSettings,
 }
 
 

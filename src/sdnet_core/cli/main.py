@@ -33,6 +33,7 @@ _COMMANDS = {
     "events": "events",
     "logs": "logs",
     "man": "completion",
+    "node": "node_public",
     "passphrase": "passphrase",
     "ping": "devices",
     "plugin": "plugin",
