@@ -1,9 +1,11 @@
-"""Devices on all kinds of networks pair by words alone, talk, and send files; directly where that is possible at all."""
+"""Devices on all kinds of networks pair by words alone, talk, and send files; directly where that is possible."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +34,43 @@ pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
 FILE_BYTES = (64 if LONG else 4) << 20
 
 
+class Stage:
+    """Machines, public nodes and devices, all gone at the end."""
+
+    def __init__(self, make_node: MakeNode) -> None:
+        self._make_node = make_node
+        self._closing = ExitStack()
+
+    @cached_property
+    def internet(self) -> Internet:
+        return self.closing(Internet())
+
+    def closing(self, made: Any) -> Any:
+        self._closing.callback(made.close)
+        return made
+
+    def point(self, machine: Machine, **settings: str) -> PublicNodeProcess:
+        process = PublicNodeProcess(self._make_node("node"), machine, f"/ip4/0.0.0.0/tcp/{NODE_PORT}", **settings)
+        self._closing.callback(process.stop)
+        process.start()
+        return process
+
+    def device(self, name: str, machine: Machine, *points: PublicNodeProcess, **settings: str) -> Node:
+        bootstrap = ",".join(point.address for point in points)
+        node = self._make_node(name, **SETTINGS, SDNET_DISCOVERY_BOOTSTRAP=bootstrap, **settings)
+        self._closing.callback(lambda: node.pid is None or node.kill9())
+        start(node, machine)
+        return node
+
+    def close(self) -> None:
+        self._closing.close()
+
+
 @pytest.fixture
-def internet() -> Iterator[Internet]:
-    made = Internet()
+def stage(make_node: MakeNode) -> Iterator[Stage]:
+    made = Stage(make_node)
     yield made
     made.close()
-
-
-def public_node(make_node: MakeNode, machine: Machine, **settings: str) -> PublicNodeProcess:
-    process = PublicNodeProcess(make_node("node"), machine, f"/ip4/0.0.0.0/tcp/{NODE_PORT}", **settings)
-    process.start()
-    return process
-
-
-def device(make_node: MakeNode, name: str, machine: Machine, *points: PublicNodeProcess, **settings: str) -> Node:
-    node = make_node(name, **SETTINGS, SDNET_DISCOVERY_BOOTSTRAP=",".join(p.address for p in points), **settings)
-    start(node, machine)
-    return node
 
 
 def other(node: Node) -> dict[str, Any]:
@@ -65,74 +87,59 @@ def talk(alice: Node, bob: Node, tmp_path: Path, size: int = FILE_BYTES) -> None
     assert (bob.downloads / "file.bin").read_bytes() == file.read_bytes()
 
 
-def stop(*nodes: Node | PublicNodeProcess) -> None:
-    for node in nodes:
-        node.stop()
-
-
-def test_one_host(make_node: MakeNode, internet: Internet, tmp_path: Path) -> None:
-    machine = internet.machine()
-    point = public_node(make_node, machine)
-    settings = {"SDNET_DISCOVERY_MDNS": "false"}
-    alice = device(make_node, "alice", machine, point, **settings)
-    bob = device(make_node, "bob", machine, point, **settings)
-    pair(alice, bob)
-    talk(alice, bob, tmp_path)
-    stop(alice, bob, point)
-
-
-def test_one_lan_without_a_public_node(make_node: MakeNode, internet: Internet, tmp_path: Path) -> None:
-    alice = device(make_node, "alice", internet.machine())
-    bob = device(make_node, "bob", internet.machine())
-    pair(alice, bob)
-    talk(alice, bob, tmp_path)
-    stop(alice, bob)
-
-
-def test_routed_lans_without_multicast(make_node: MakeNode, tmp_path: Path) -> None:
-    router = Machine()
-    lans = [Lan("10.1.0"), Lan("10.2.0"), Lan("10.3.0")]
-    machines = [Machine() for _ in lans]
-    try:
-        router.forward()
-        for number, (lan, machine) in enumerate(zip(lans, machines, strict=True)):
-            lan.connect(router, f"lan{number}", "1")
-            lan.connect(machine, "eth0", "2")
-            machine.shell(f"ip route add default via {lan.prefix}.1")
-        point = public_node(make_node, machines[2])
-        alice = device(make_node, "alice", machines[0], point)
-        bob = device(make_node, "bob", machines[1], point)
-        pair(alice, bob)
-        wait(lambda: "10.2.0.2" in str(other(alice)["address"]), "alice reaches bob directly", alice, bob)
-        talk(alice, bob, tmp_path)
-        stop(alice, bob, point)
-    finally:
-        for namespace in (*machines, router, *lans):
-            namespace.close()
-
-
 def relayed(node: Node) -> bool:
     return "p2p-circuit" in str(other(node)["address"])
 
 
-def test_two_homes_reach_each_other_directly(make_node: MakeNode, internet: Internet, tmp_path: Path) -> None:
-    point = public_node(make_node, internet.machine())
-    alice = device(make_node, "alice", internet.site().machine(), point)
-    bob = device(make_node, "bob", internet.site().machine(), point)
+def test_one_host(stage: Stage, tmp_path: Path) -> None:
+    machine = stage.internet.machine()
+    point = stage.point(machine)
+    alice = stage.device("alice", machine, point, SDNET_DISCOVERY_MDNS="false")
+    bob = stage.device("bob", machine, point, SDNET_DISCOVERY_MDNS="false")
+    pair(alice, bob)
+    talk(alice, bob, tmp_path)
+
+
+def test_one_lan_without_a_public_node(stage: Stage, tmp_path: Path) -> None:
+    alice = stage.device("alice", stage.internet.machine())
+    bob = stage.device("bob", stage.internet.machine())
+    pair(alice, bob)
+    talk(alice, bob, tmp_path)
+
+
+def test_routed_lans_without_multicast(stage: Stage, tmp_path: Path) -> None:
+    router = stage.closing(Machine())
+    lans = [stage.closing(Lan(prefix)) for prefix in ("10.1.0", "10.2.0", "10.3.0")]
+    machines = [stage.closing(Machine()) for _ in lans]
+    router.forward()
+    for number, (lan, machine) in enumerate(zip(lans, machines, strict=True)):
+        lan.connect(router, f"lan{number}", "1")
+        lan.connect(machine, "eth0", "2")
+        machine.shell(f"ip route add default via {lan.prefix}.1")
+    point = stage.point(machines[2])
+    alice = stage.device("alice", machines[0], point)
+    bob = stage.device("bob", machines[1], point)
+    pair(alice, bob)
+    wait(lambda: not relayed(alice), "alice reaches bob directly", alice, bob)
+    talk(alice, bob, tmp_path)
+
+
+def test_two_homes_reach_each_other_directly(stage: Stage, tmp_path: Path) -> None:
+    point = stage.point(stage.internet.machine())
+    alice = stage.device("alice", stage.internet.site().machine(), point)
+    bob = stage.device("bob", stage.internet.site().machine(), point)
     pair(alice, bob)
     wait(lambda: not relayed(alice) and not relayed(bob), "they are connected directly", alice, bob)
     talk(alice, bob, tmp_path)
     assert not relayed(alice)
-    stop(alice, bob, point)
 
 
-def test_two_homes_whose_routers_do_not_let_through(make_node: MakeNode, internet: Internet, tmp_path: Path) -> None:
-    point = public_node(make_node, internet.machine())
-    alice = device(make_node, "alice", internet.site(symmetric=True).machine(), point)
-    bob = device(make_node, "bob", internet.site(symmetric=True).machine(), point)
+def test_two_homes_whose_routers_do_not_let_through(stage: Stage, tmp_path: Path) -> None:
+    point = stage.point(stage.internet.machine())
+    alice = stage.device("alice", stage.internet.site(symmetric=True).machine(), point)
+    bob = stage.device("bob", stage.internet.site(symmetric=True).machine(), point)
     pair(alice, bob)
     talk(alice, bob, tmp_path)
     assert relayed(alice)
     assert relayed(bob)
     assert point.status()["relay"]["counts"]["bytes"] > FILE_BYTES
-    stop(alice, bob, point)

@@ -193,7 +193,8 @@ class PublicNodeProcess:
             text=True,
         )
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        with self._process.stdout as output:
+            line = output.readline()
         assert line, "the public node did not start:\n" + self.log()
         self.address = json.loads(line)["addresses"][0]
 
