@@ -40,6 +40,7 @@ from . import hardening
 from ._events import EventQueue
 from .abc import AddressesChanged, Direction, Path, StreamHandler, Swarm, SwarmEvent, SwarmStream
 from .connection import Connection
+from .dcutr import HolePuncher
 from .dialler import Dialler
 from .host import Host, Network, SwarmLimits, make_upgrader
 from .interfaces import PortInUseError, check_listen, expand
@@ -49,7 +50,7 @@ from .noise import PROTOCOL_ID as NOISE_PROTOCOL_ID
 from .noise import NoiseTransport
 from .reach import Reach
 from .relay_client import Circuit
-from .relay_messages import STOP
+from .relay_messages import DCUTR, STOP
 from .relay_transport import CircuitTransport, is_relayed
 from .tcp import FROM_PORTS
 from .transports import make_transports
@@ -172,7 +173,9 @@ class Libp2pSwarm(Swarm):
         )
         self._state = "new"
         self._reach = Reach(self, self._network, self._dialler)
+        self._puncher = HolePuncher(self, self._network)
         self.set_stream_handler(STOP, self._reach.answer)
+        self.set_stream_handler(DCUTR, lambda stream: self._puncher.answer(stream, self.listen_ports))
 
     @property
     def host(self) -> IHost:
@@ -280,6 +283,10 @@ class Libp2pSwarm(Swarm):
     async def renew(self, peer_id: str, *, timeout_s: float = 10.0) -> None:
         with _explained(peer_id, timeout_s, []), trio.fail_after(timeout_s):
             await self._reach.renew(_parse_peer_id(peer_id))
+
+    async def punch(self, peer_id: str, *, timeout_s: float = 10.0) -> None:
+        with _explained(peer_id, timeout_s, []), trio.fail_after(timeout_s):
+            await self._puncher.punch(_parse_peer_id(peer_id), self.listen_ports)
 
     @property
     def listen_ports(self) -> dict[int, int]:
