@@ -35,6 +35,7 @@ from .pool import ConnectionPool
 from .records import DeviceStore, PairedDevice
 from .refusals import Refusals
 from .registry import Connected, DeviceRegistry, PairedState
+from .rooms import RoomMethods
 from .sessions import SessionMaker
 from .supervisor import Supervisor, Surroundings
 from .watch import ConnectionWatch
@@ -47,7 +48,7 @@ MAX_ATTEMPTS_AT_ONCE = 64
 """Of those to devices that nobody has seen or needs."""
 
 
-class PersistentConnectionManager:
+class PersistentConnectionManager(RoomMethods):
     """Owns all connections to paired devices.
 
     :param settings: time-outs and back-off.
@@ -319,27 +320,6 @@ class PersistentConnectionManager:
             return
         await self._attend(live)
 
-    # What supervisors ask
-
-    async def make_room(self, device_id: uuid.UUID, *, needed: bool) -> bool:
-        """Whether one more device may be connected.
-
-        :param needed: another one may have to go for it.
-        :raises ConnectionFailedError: it is needed, and all that are connected are in use.
-        """
-        if self.pool.has_room(device_id):
-            return True
-        if not needed:
-            self.pool.wait_for_room(device_id)
-            return False
-        least = self.pool.least_useful()
-        if least is None:
-            raise ConnectionFailedError(
-                f"{self._settings.max_connections} devices are connected, as many as allowed, and all are in use."
-            )
-        await self._let_go(least)
-        return True
-
     async def _reached(self, state: PairedState) -> None:
         """Make a session with a device whose peer is connected."""
         live = await self._install(await self._maker.dial(state.device))
@@ -350,21 +330,6 @@ class PersistentConnectionManager:
         """Close the connection to a peer if no session uses it and none is being made."""
         if not self._maker.making(device.device_id) and not self.pool.uses(device.peer_id):
             await self._swarm.hang_up(device.peer_id)
-
-    def _displace(self, live: DeviceConnection) -> None:
-        """Let nothing more pass on a connection that makes room for another, but for a last word."""
-        live.let_go = True
-        self._part(live, "it made room for another device")
-
-    async def _let_go(self, live: DeviceConnection) -> None:
-        """End a connection to make room for another."""
-        self._displace(live)
-        try:
-            await live.control.goodbye(GoodbyeReason.IDLE)
-        finally:
-            self._finish(live, live.reason)
-        if not self.pool.uses(live.peer_id):
-            await self._swarm.hang_up(live.peer_id)
 
     # The life of a connection
 
