@@ -154,6 +154,12 @@ def bench_messages(session: nox.Session) -> None:
 
 
 @nox.session
+def bench_pairing(session: nox.Session) -> None:
+    """Measure how long two nodes on one network take to pair; takes `-- --quick`."""
+    session.run(PYTHON, "-m", "benchmarks.bench_pairing", *session.posargs)
+
+
+@nox.session
 def bench_swarm(session: nox.Session) -> None:
     """Measure the swarm beside stock py-libp2p and bare sockets; takes `-- --quick|--case NAME|--profile NAME`."""
     session.run(PYTHON, "-m", "benchmarks.bench_swarm", *session.posargs)
