@@ -353,6 +353,8 @@ class SourceReader:
     def _fail(self, view: memoryview, error: OSError | _ChangedError) -> int:
         if isinstance(error, FileNotFoundError):
             reason = "vanished"
+        elif isinstance(error, IsADirectoryError):
+            reason = "changed since it was chosen"
         elif isinstance(error, OSError):
             reason = f"cannot be read: {error.strerror}"
         else:
