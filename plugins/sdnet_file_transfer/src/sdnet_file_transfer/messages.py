@@ -1,8 +1,9 @@
 """What goes over the wire: control messages in CBOR, file contents as raw segments.
 
 Every record of a transfer's stream begins with one byte that says what it is. Control records hold one message. Data
-records hold segments, one behind the other, of one large file or of many small ones; each is a 17-byte header, that
-many bytes, and behind the last segment of a file its BLAKE3 hash. ``docs/protocol/file-transfer.md`` is the reference.
+records hold segments, one behind the other, of one large file or of many small ones, and may be compressed; each is a
+17-byte header, that many bytes, and behind the last segment of a file its BLAKE3 hash.
+``docs/protocol/file-transfer.md`` is the reference.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = [
     "MAX_ITEMS",
     "MAX_RECORD_BYTES",
     "MAX_SIZE_BYTES",
+    "PACKED",
     "PROTOCOL_NAME",
     "SEGMENT_HEADER",
     "FileChunk",
@@ -66,6 +68,7 @@ MAX_REASON_LENGTH: Final = 300
 
 CONTROL: Final = 0x00
 DATA: Final = 0x01
+PACKED: Final = 0x02
 DIGEST_BYTES: Final = 32
 SEGMENT_HEADER: Final = struct.Struct(">BIQI")
 """Flags, item, offset in the file, length: 17 bytes."""

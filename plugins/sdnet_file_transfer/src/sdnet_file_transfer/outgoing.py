@@ -41,7 +41,9 @@ class Outgoing(Trying):
         woken: Callable[[uuid.UUID], anyio.Event],
         limiter: Limiter,
         manifest: Manifest | None = None,
+        compress: bool = True,
     ) -> None:
+        self._compress = compress
         super().__init__(ctx, job, slots=slots, woken=woken)
         self._limiter = limiter
         self._sending: Sending | None = None
@@ -77,6 +79,7 @@ class Outgoing(Trying):
                 run_blocking=self._ctx.run_blocking,
                 observe=self._observe,
                 throttle=self._limiter.up(device.device_id),
+                compress=self._compress,
             )
             if job.cancel_reason is not None:
                 self._sending.cancel(job.cancel_reason)

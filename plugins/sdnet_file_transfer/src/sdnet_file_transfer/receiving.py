@@ -17,6 +17,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from sdnet_core.errors import ConnectionFailedError, NetworkingError, ProtocolError, StorageError
 
 from . import messages as m
+from .compression import unpack
 from .conversation import LAST_WORDS_TIMEOUT_S, Conversation, RecordStream, is_transient
 from .landing import DiskFullError, Landing, MismatchError
 from .limits import Throttle
@@ -239,6 +240,8 @@ class Receiving(Conversation):
         """Check, hash and write some records; runs in a thread."""
         ended = None
         for record in records:
+            if record[0] == m.PACKED:
+                record = unpack(record)
             if record[0] == m.DATA:
                 landing.write_all(self._machine.chunks(record))
                 continue

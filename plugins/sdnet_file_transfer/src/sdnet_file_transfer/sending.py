@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,6 +15,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from sdnet_core.errors import TransportError
 
 from . import messages as m
+from .compression import Packer
 from .conversation import LAST_WORDS_TIMEOUT_S, Conversation, RecordStream
 from .limits import Throttle
 from .machine import Accepted, Acknowledged, Heartbeat, PeerCancelled, PeerFailed, Rejected, SenderMachine
@@ -42,6 +43,8 @@ class Paused:
 
 SendOutcome: TypeAlias = Acknowledged | Rejected | PeerCancelled | PeerFailed | Cancelled | Paused
 _Buffer: TypeAlias = bytearray
+_Full: TypeAlias = tuple[_Buffer, bytes | None, Filled]
+"""A buffer, what to send in its place if it was compressed, and what it holds."""
 
 
 class Sending(Conversation):
@@ -50,6 +53,7 @@ class Sending(Conversation):
     :param run_blocking: runs disk work off the event loop.
     :param observe: told of each new state, and of the bytes and files done.
     :param throttle: limits how fast; None for no limit.
+    :param compress: compress what is sent the faster for it.
     """
 
     def __init__(
@@ -62,8 +66,10 @@ class Sending(Conversation):
         run_blocking: Callable[..., Any],
         observe: Callable[[TransferState, int, int], None],
         throttle: Throttle | None = None,
+        compress: bool = True,
     ) -> None:
         super().__init__(stream)
+        self._packer = Packer() if compress else None
         self._throttle = throttle
         self._machine = SenderMachine(transfer_id, purpose, manifest.items)
         self._manifest = manifest
@@ -150,19 +156,23 @@ class Sending(Conversation):
         """Send records while the next ones are read and hashed."""
         assert self._tasks is not None
         give_empty, take_empty = anyio.create_memory_object_stream[_Buffer](_BUFFERS)
-        give_full, take_full = anyio.create_memory_object_stream[tuple[_Buffer, Filled]](_BUFFERS)
+        give_full, take_full = anyio.create_memory_object_stream[_Full](_BUFFERS)
         for _ in range(_BUFFERS):
             give_empty.send_nowait(bytearray(m.MAX_RECORD_BYTES))
         with give_empty, take_full:
             self._tasks.start_soon(self._guard, self._fill, reader, take_empty, give_full)
-            async for buffer, filled in take_full:
+            async for buffer, packed, filled in take_full:
+                record = memoryview(buffer)[: filled.length] if packed is None else packed
                 if self._throttle is not None and not self._stop:
                     with self._waiting:
-                        await self._throttle.wait(filled.length)
+                        await self._throttle.wait(len(record))
                     self._waiting = anyio.CancelScope()
                 if self._stop:
                     return
-                await self._send(memoryview(buffer)[: filled.length])
+                began = anyio.current_time()
+                await self._send(record)
+                if self._packer is not None:
+                    self._packer.sent(len(record), anyio.current_time() - began)
                 self._observe(TransferState.TRANSFERRING, filled.done_bytes, filled.done_items)
                 with contextlib.suppress(anyio.BrokenResourceError):  # everything was read
                     give_empty.send_nowait(buffer)
@@ -171,7 +181,7 @@ class Sending(Conversation):
         self,
         reader: SourceReader,
         take_empty: MemoryObjectReceiveStream[_Buffer],
-        give_full: MemoryObjectSendStream[tuple[_Buffer, Filled]],
+        give_full: MemoryObjectSendStream[_Full],
     ) -> None:
         with take_empty, give_full, contextlib.suppress(anyio.BrokenResourceError):  # nobody sends any more
             async for buffer in take_empty:
@@ -181,11 +191,29 @@ class Sending(Conversation):
                     while len(buffers) < _FILLED_AT_ONCE:
                         buffers.append(take_empty.receive_nowait())
                 room = m.MAX_RECORD_BYTES if self._throttle is None else self._throttle.record_bytes
-                filled_all = await self._run_blocking(reader.fill_all, [memoryview(one)[:room] for one in buffers])
-                for buffer, filled in zip(buffers, filled_all, strict=False):
+                filled_all = await self._run_blocking(self._fill_and_pack, reader, buffers, room)
+                for buffer, (packed, filled) in zip(buffers, filled_all, strict=False):
                     if not filled.length:
                         return
-                    give_full.send_nowait((buffer, filled))
+                    give_full.send_nowait((buffer, packed, filled))
+
+    def _fill_and_pack(
+        self, reader: SourceReader, buffers: Sequence[_Buffer], room: int
+    ) -> list[tuple[bytes | None, Filled]]:
+        """Fill several records and compress those that are worth it; runs in a thread."""
+        done: list[tuple[bytes | None, Filled]] = []
+        for buffer in buffers:
+            item = reader.item
+            filled = reader.fill(memoryview(buffer)[:room])
+            packed = None
+            if filled.length and self._packer is not None:
+                if reader.item != item:
+                    self._packer.next_file()
+                packed = self._packer.pack(memoryview(buffer)[: filled.length])
+            done.append((packed, filled))
+            if not filled.length:
+                break
+        return done
 
     async def _await_cancel(self) -> None:
         await self._cancelled.wait()

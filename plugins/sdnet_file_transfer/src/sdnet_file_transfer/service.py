@@ -52,6 +52,7 @@ class FileTransferService(SingleTransfers):
     def __init__(self, ctx: PluginContext) -> None:
         config: FileTransferConfig = ctx.config if ctx.config is not None else FileTransferConfig()
         super().__init__(ctx, config.min_free_bytes)
+        self._compress = config.compress
         self._limits = LimitStore(ctx)
         limiter = self._limits.limiter
         self.contents = ContentService(ctx, limiter)
@@ -63,7 +64,7 @@ class FileTransferService(SingleTransfers):
         self._shares = ShareBook(ctx.storage, ctx.run_blocking)
         self.shared = SharedFolders(ctx, self._shares, self._add)
         """Folders that this device shares with others, and what they share with it."""
-        self._serving = Serving(ctx, self._shares, self._store, self._jobs, limiter, self._wake)
+        self._serving = Serving(ctx, self._shares, self._store, self._jobs, limiter, self._wake, config.compress)
         self._woken: dict[uuid.UUID, anyio.Event] = {}
         self._tasks: TaskGroup | None = None
         self._slots = Slots(config.max_active)
@@ -128,6 +129,7 @@ class FileTransferService(SingleTransfers):
                 woken=self._wake_event,
                 limiter=self._limits.limiter,
                 manifest=manifest,
+                compress=self._compress,
             )
         self._running[job.id] = trying
         self._tasks.start_soon(self._try, job, trying)

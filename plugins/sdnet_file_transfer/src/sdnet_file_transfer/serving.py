@@ -47,7 +47,9 @@ class Serving:
         jobs: dict[uuid.UUID, Job],
         limiter: Limiter,
         wake: Callable[[uuid.UUID], None],
+        compress: bool,
     ) -> None:
+        self._compress = compress
         self._ctx = ctx
         self._shares = shares
         self._store = store
@@ -128,6 +130,7 @@ class Serving:
             run_blocking=self._ctx.run_blocking,
             observe=job.progress,
             throttle=self._limiter.up(device.device_id),
+            compress=self._compress,
         )
         try:
             outcome = await sending.run()

@@ -248,14 +248,10 @@ class SourceReader:
             used += self._segment(view[used:], room)
         return Filled(used if used > 1 else 0, self.done_bytes, self.done_items)
 
-    def fill_all(self, buffers: Sequence[bytearray | memoryview]) -> list[Filled]:
-        """Fill several records, the last of which is empty when everything was read."""
-        filled: list[Filled] = []
-        for buffer in buffers:
-            filled.append(self.fill(buffer))
-            if not filled[-1].length:
-                break
-        return filled
+    @property
+    def item(self) -> int:
+        """The item that comes next, or the one that is being read; it changes with every file."""
+        return self._item if self._item >= 0 else self._next
 
     def _choose(self) -> bool:
         """Go to the next file that has something to send, without opening it."""
