@@ -16,6 +16,7 @@ from .jobs import Job
 from .machine import PeerFailed
 from .messages import Refusal
 from .names import printable
+from .receiving import Refused
 from .shares import Entry
 from .slots import Slots
 from .transfer import TransferState
@@ -74,6 +75,11 @@ class Fetching(Trying):
                 return LATER
             state = TransferState.REJECTED if outcome.code == Refusal.POLICY else TransferState.FAILED
             job.end(state, reason=f"{device.name}: {outcome.reason}")
+            return None
+        if isinstance(outcome, Refused):
+            if outcome.code in (Refusal.BUSY, Refusal.PAUSED):
+                return LATER
+            job.end(TransferState.FAILED, reason=outcome.reason)
             return None
         raise error_there or ConnectionFailedError("The connection was lost.")
 
