@@ -1,7 +1,8 @@
 """Measure the swarm beside stock py-libp2p and bare sockets: ``nox -s bench_swarm``.
 
 ``--quick`` does little of everything, ``--case NAME`` (repeatable) only some, ``--profile NAME`` looks where the time
-of a case goes. A whole run replaces ``benchmarks/out/bench_swarm.json`` and its part of ``docs/benchmarks.md``.
+of a case goes, ``--parts`` where that of bulk and of new streams goes and writes that to the documentation, as a whole
+run does. A whole run replaces ``benchmarks/out/bench_swarm.json`` and its part of ``docs/benchmarks.md``.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from typing import Any
 import anyio
 from rich.console import Console
 
-from benchmarks import machine, report
+from benchmarks import machine, report, swarm_parts
 from benchmarks.harness import ROOT, BenchmarkError, Figures
 from benchmarks.swarm_cases import CASES, LIMITS, QUICK, RATIOS, Run, Scale, profile
 
 _OUT = ROOT / "benchmarks" / "out"
 _DOCS = ROOT / "docs" / "benchmarks.md"
-_STACKS = ("sdnet", "stock", "stock_tuned", "raw", "raw_aead")
+_STACKS = ("sdnet", "sdnet_quic", "stock", "stock_quic", "stock_tuned", "raw", "raw_aead")
 _PROFILE_S = 8.0
+_PARTS_S = 20.0
 _SHOWN = 30
 _QUIET_CORES = 0.2
 
@@ -74,8 +76,9 @@ def _docs(found: dict[str, Any]) -> list[str]:
         "`sdnet_core`; `stock_tuned` is the fastest that was found without changing it (writes of 65,507 bytes, which",
         "fit one Noise message, where all others write 256 KiB, and its environment settings",
         "`PY_YAMUX_RELEASE_ON_READ=0` and `PY_YAMUX_ASSUME_RTT_MS=100`); `raw` is bare trio sockets, and `raw_aead`",
-        "those with one pass of ChaCha20-Poly1305. The stacks take turns, and each value is the median of its rounds.",
-        "A ratio is ours over the other's.",
+        "those with one pass of ChaCha20-Poly1305; `sdnet_quic` and `stock_quic` have",
+        "QUIC as their only transport. The stacks take turns, and each value is the median of its rounds. A ratio is",
+        "ours over the other's.",
         "",
         f"Measured {found['measured']} on {about['cores']} cores ({about['processor']}), {about['memory_gib']:g} GiB,"
         f" {about['kernel']}, {about['python']}; {versions}."
@@ -91,6 +94,31 @@ def _docs(found: dict[str, Any]) -> list[str]:
         "grew by while that many nodes with keys of their own connected to it and identified; `setup_wire` is what",
         "the set-up of one connection moves in both directions, IPv4 and TCP headers included.",
     ]
+
+
+async def _parts(console: Console) -> None:
+    """Profile bulk and new streams, and write down where the CPU time goes."""
+    about = machine.describe("libp2p", "trio")
+    found: dict[str, Any] = {}
+    for case, what in swarm_parts.WORK.items():
+        console.print(f"[bold]profile[/bold]: {what}", highlight=False)
+        listener, dialler = await profile(case, "sdnet", _PARTS_S)
+        found[case] = {"listener": listener, "dialler": dialler}
+    table = swarm_parts.as_markdown(found)
+    console.print("\n".join(table), highlight=False, markup=False)
+    lines = [
+        "### Where the swarm's time goes",
+        "",
+        "Both processes of `sdnet` were looked at every millisecond of CPU time (`nox -s bench_swarm -- --parts`).",
+        "What a line calls in C counts for the line: encryption for Noise, `send` and `recv` for the sockets.",
+        "`--profile CASE` has the same by function and by line.",
+        "",
+        *table,
+        "",
+        f"Measured {datetime.now(UTC).strftime('%Y-%m-%d')} on {about['cores']} cores ({about['processor']}),"
+        f" {about['python']}.",
+    ]
+    report.write_docs(_DOCS, "bench_swarm_parts", lines)
 
 
 def _profile(console: Console, case: str, stack: str) -> None:
@@ -116,11 +144,15 @@ def main() -> int:
     parser.add_argument("--case", action="append", choices=list(CASES), help="only this case; repeatable")
     parser.add_argument("--profile", metavar="CASE", help="profile both sides of a case instead")
     parser.add_argument("--stack", choices=_STACKS, default="sdnet", help="the stack to profile")
+    parser.add_argument("--parts", action="store_true", help="only profile bulk and new streams, for the documentation")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 150)
     try:
         if options.profile:
             _profile(console, options.profile, options.stack)
+            return 0
+        if options.parts:
+            anyio.run(_parts, console, backend="trio")
             return 0
         found = anyio.run(
             _measure, console, options.case or list(CASES), QUICK if options.quick else Scale(), backend="trio"
@@ -136,6 +168,7 @@ def main() -> int:
     report.write_json(path, found)
     if whole:
         report.write_docs(_DOCS, "bench_swarm", _docs(found))
+        anyio.run(_parts, console, backend="trio")
     console.print(f"Written to {path.relative_to(ROOT)} after {found['seconds']} s", highlight=False)
     if found["failed"]:
         console.print(f"Failed: {', '.join(found['failed'])}.", style="red")

@@ -97,18 +97,22 @@ class _Sampler:
         signal.setitimer(signal.ITIMER_PROF, _SAMPLE_S, _SAMPLE_S)
 
     def stop(self) -> dict[str, Any]:
-        """End, and give shares of CPU time by function and by line."""
+        """End, and give shares of CPU time by function, by line and by file."""
         signal.setitimer(signal.ITIMER_PROF, 0)
         total = max(1, self._count)
 
         def shares(counter: Counter[str]) -> list[tuple[str, float]]:
             return [(name, count / total) for name, count in counter.most_common(_MAX_FRAMES)]
 
+        files: Counter[str] = Counter()
+        for name, count in self._own.items():
+            files[name.partition(":")[0]] += count
         return {
             "samples": self._count,
             "own": shares(self._own),
             "lines": shares(self._lines),
             "with_callees": shares(self._with_callees),
+            "files": {name: count / total for name, count in files.items()},
         }
 
     def _sample(self, _signal: int, frame: FrameType | None) -> None:

@@ -80,7 +80,7 @@ class Run:
 async def _check(stacks: dict[str, Pair]) -> None:
     """See to it that stock py-libp2p was measured without any of this project's code."""
     for name, pair in stacks.items():
-        if name != "sdnet" and any(usage["has_sdnet"] for usage in await pair.both("usage")):
+        if not name.startswith("sdnet") and any(usage["has_sdnet"] for usage in await pair.both("usage")):
             raise BenchmarkError(f"A process of {name} has imported sdnet_core.")
 
 
@@ -255,7 +255,37 @@ async def setup(run: Run) -> None:
         await _check(stacks)
 
 
-CASES: dict[str, Case] = {case.__name__: case for case in (bulk_one, bulk_eight, requests, connect, ping, idle, setup)}
+async def quic(run: Run) -> None:
+    """QUIC: bulk data over one stream, small requests, connecting"""
+    async with pairs(_PEER, ["sdnet_quic", "stock_quic"]) as stacks:
+        size = max(4 * 2**20, int(8 * 2**20 * run.scale.seconds))
+        for number in range(run.scale.rounds):
+            run.say(f"round {number + 1} of {run.scale.rounds}")
+            for name in rotated(list(stacks), number):
+                pair = stacks[name]
+                got = await pair.dialler.call(
+                    "connects", where=pair.hello, count=run.scale.connects, direct=name.startswith("stock")
+                )
+                run.add("quic", name, connect=got["connect_ms"], first_reply=got["first_reply_ms"])
+                await pair.dialler.call("connect", where=pair.hello)
+                before = await pair.both("usage")
+                seconds = await _send(pair, size, 1)
+                after = await pair.both("usage")
+                used = sum(b["cpu_s"] - a["cpu_s"] for a, b in zip(before, after, strict=True))
+                run.add("quic", name, throughput=size / 2**20 / seconds, cpu_both=used * 2**30 / size)
+                for kind, new_streams in (("open", False), ("new", True)):
+                    got = await pair.dialler.call(
+                        "requests", seconds=run.scale.seconds, size_bytes=_REQUEST_BYTES, new_streams=new_streams
+                    )
+                    median, p99 = f"{kind}_stream_median", f"{kind}_stream_p99"
+                    run.add("quic", name, **{median: got["median_us"], p99: got["p99_us"]})
+                await pair.dialler.call("disconnect")
+        await _check(stacks)
+
+
+CASES: dict[str, Case] = {
+    case.__name__: case for case in (bulk_one, bulk_eight, requests, connect, ping, idle, setup, quic)
+}
 
 
 def _ratio(name: str, case: str, figure: str, other: str, meaning: str, **target: float) -> Ratio:
@@ -328,6 +358,20 @@ RATIOS: Sequence[Ratio] = (
     _ratio("ping_p99_bulk_vs_stock", "ping", "ping_bulk_p99", "stock", _TIME),
     _ratio("ping_p99_bulk_vs_stock_tuned", "ping", "ping_bulk_p99", "stock_tuned", _TIME),
     _ratio("memory_per_connection_vs_stock", "idle", "memory_per_connection", "stock", "memory, less is better"),
+    *(
+        Ratio(
+            name=f"quic_{name}_vs_stock_quic",
+            of=("quic", "sdnet_quic", figure),
+            to=("quic", "stock_quic", figure),
+            meaning=meaning,
+        )
+        for name, figure, meaning in (
+            ("bulk", "throughput", _MORE),
+            ("open_stream_time", "open_stream_median", _TIME),
+            ("new_stream_time", "new_stream_median", _TIME),
+            ("connect_time", "connect", f"{_TIME}; beside the library's inner `dial_addr()`"),
+        )
+    ),
     _ratio("setup_bytes_vs_stock", "setup", "setup_payload", "stock", "bytes, less is better"),
 )
 

@@ -110,6 +110,10 @@ class Dialler:
         """Connect and stay connected."""
         await self._stack.connect(Where(**where))
 
+    async def disconnect(self) -> None:
+        """Close the connection."""
+        await self._stack.disconnect()
+
     async def bulk(self, total_bytes: int, streams: int) -> float:
         """Send so many bytes over so many streams at once.
 
@@ -276,6 +280,7 @@ async def _dial(name: str, answers_fd: int) -> None:
             {
                 "hello": hello,
                 "connect": dialler.connect,
+                "disconnect": dialler.disconnect,
                 "bulk": dialler.bulk,
                 "requests": dialler.requests,
                 "connects": dialler.connects,

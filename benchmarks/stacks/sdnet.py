@@ -21,19 +21,23 @@ def _bind(stream: SwarmStream) -> Stream:
 
 
 class SdnetStack(Stack):
-    """:class:`Libp2pSwarm` with the settings that a node has by default."""
+    """:class:`Libp2pSwarm` with the settings that a node has by default.
+
+    :param address: what to listen on and to dial, with a place for the port.
+    """
 
     ends = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
-    def __init__(self) -> None:
-        self._swarm = Libp2pSwarm(os.urandom(32))
+    def __init__(self, transport: str, address: str) -> None:
+        self._swarm = Libp2pSwarm(os.urandom(32), transports=(transport,))
+        self._address = address
         self._remote = ""
 
     @asynccontextmanager
     async def run(self, *, listening: bool) -> AsyncIterator[None]:
         async with self._swarm.run(), trio.open_nursery() as nursery:
             if listening:
-                await self._swarm.listen(["/ip4/127.0.0.1/tcp/0"])
+                await self._swarm.listen([self._address.format(0)])
             nursery.start_soon(self._read_events)
             yield
             nursery.cancel_scope.cancel()
@@ -44,7 +48,7 @@ class SdnetStack(Stack):
             pass
 
     def where(self) -> Where:
-        return Where(port=int(self._swarm.addresses[0].rsplit("/", 1)[1]), peer_id=self._swarm.peer_id)
+        return Where(port=int(self._swarm.addresses[0].split("/")[4]), peer_id=self._swarm.peer_id)
 
     def serve(self, protocol: str, handler: Handler) -> None:
         async def handle(stream: SwarmStream) -> None:
@@ -53,7 +57,7 @@ class SdnetStack(Stack):
         self._swarm.set_stream_handler(protocol, handle)
 
     async def connect(self, where: Where) -> None:
-        await self._swarm.dial(where.peer_id, [f"/ip4/127.0.0.1/tcp/{where.port}"])
+        await self._swarm.dial(where.peer_id, [self._address.format(where.port)])
         self._remote = where.peer_id
 
     async def disconnect(self) -> None:
@@ -66,6 +70,8 @@ class SdnetStack(Stack):
         return len(self._swarm.host.get_network().connections)
 
 
-def make(_variant: str) -> Stack:
-    """Make a node."""
-    return SdnetStack()
+def make(variant: str) -> Stack:
+    """Make a node, on QUIC if the variant is ``quic``."""
+    if variant == "quic":
+        return SdnetStack("quic", "/ip4/127.0.0.1/udp/{}/quic-v1")
+    return SdnetStack("tcp", "/ip4/127.0.0.1/tcp/{}")

@@ -2,7 +2,8 @@
 
 Its host is made by its own ``new_host`` with Noise and Yamux. What is set differs from the defaults only so that it
 meets no limit and dials and prunes nothing in the background. The variant ``tuned`` is the fastest that was found
-without changing the library: writes that fit one Noise message each, and its own environment settings for windows.
+without changing the library: writes that fit one Noise message each, and its own environment settings for windows. The
+variant ``quic`` has the library's QUIC as its only transport.
 """
 
 from __future__ import annotations
@@ -46,11 +47,13 @@ class StockStack(Stack):
     """py-libp2p's host.
 
     :param tuned: whether to make it as fast as it can be.
+    :param quic: whether to use QUIC.
     """
 
     ends = (StreamError,)
 
-    def __init__(self, tuned: bool) -> None:
+    def __init__(self, tuned: bool, quic: bool) -> None:
+        self._address = "/ip4/127.0.0.1/udp/{}/quic-v1" if quic else "/ip4/127.0.0.1/tcp/{}"
         if tuned:
             # A longer write is cut into frames of which each takes two Noise messages.
             self.chunk_bytes = _NOISE_PLAINTEXT_BYTES - _YAMUX_HEADER_BYTES
@@ -60,6 +63,7 @@ class StockStack(Stack):
         keys = create_new_key_pair()
         self._host = new_host(
             key_pair=keys,
+            enable_quic=quic,
             sec_opt={NOISE: NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)},
             connection_config=ConnectionConfig(
                 max_connections=_MANY,
@@ -78,13 +82,13 @@ class StockStack(Stack):
 
     @asynccontextmanager
     async def run(self, *, listening: bool) -> AsyncIterator[None]:
-        addresses = [Multiaddr("/ip4/127.0.0.1/tcp/0")] if listening else []
+        addresses = [Multiaddr(self._address.format(0))] if listening else []
         async with self._host.run(addresses):
             yield
 
     def where(self) -> Where:
-        port = self._host.get_addrs()[0].value_for_protocol("tcp")
-        return Where(port=int(port or 0), peer_id=str(self._host.get_id()))
+        port = str(self._host.get_addrs()[0]).split("/")[4]
+        return Where(port=int(port), peer_id=str(self._host.get_id()))
 
     def serve(self, protocol: str, handler: Handler) -> None:
         async def handle(stream: INetStream) -> None:
@@ -98,12 +102,12 @@ class StockStack(Stack):
 
     async def connect(self, where: Where) -> None:
         remote = ID.from_base58(where.peer_id)
-        await self._host.connect(PeerInfo(remote, [Multiaddr(f"/ip4/127.0.0.1/tcp/{where.port}")]))
+        await self._host.connect(PeerInfo(remote, [Multiaddr(self._address.format(where.port))]))
         self._remote = remote
 
     async def connect_directly(self, where: Where) -> None:
         remote = ID.from_base58(where.peer_id)
-        await self._host.get_network().dial_addr(Multiaddr(f"/ip4/127.0.0.1/tcp/{where.port}"), remote)
+        await self._host.get_network().dial_addr(Multiaddr(self._address.format(where.port)), remote)
         self._remote = remote
 
     async def disconnect(self) -> None:
@@ -119,5 +123,5 @@ class StockStack(Stack):
 
 
 def make(variant: str) -> Stack:
-    """Make a node, tuned if the variant is ``tuned``."""
-    return StockStack(variant == "tuned")
+    """Make a node, tuned if the variant is ``tuned``, on QUIC if it is ``quic``."""
+    return StockStack(variant == "tuned", variant == "quic")
