@@ -15,10 +15,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import anyio
+import anyio.to_thread
 from rich.console import Console
 
 from benchmarks import machine, report
 from benchmarks.harness import ROOT, BenchmarkError, Figures, Pair, Ratio, pairs
+from benchmarks.reconnect import reconnects
 
 _OUT = ROOT / "benchmarks" / "out"
 _DOCS = ROOT / "docs" / "benchmarks.md"
@@ -28,6 +30,11 @@ _UNITS = {
     "overhead": "B",
     "answer": "B",
     "single_overhead": "B",
+    "sender_cpu": "µs",
+    "receiver_cpu": "µs",
+    "restart": "s",
+    "noticed": "s",
+    "heal": "s",
     "median": "ms",
     "p99": "ms",
 }
@@ -48,6 +55,8 @@ _LIMITS = (
     ("acked_rate", ("acked", "sdnet", "rate"), 5000.0, None),
     ("overhead", ("acked", "sdnet", "overhead"), None, 100.0),
     ("p99_at_1000_per_second", ("latency", "sdnet", "p99"), None, 20.0),
+    ("reconnect_after_restart", ("reconnect", "sdnet", "restart"), None, 3.0),
+    ("reconnect_after_heal", ("reconnect", "sdnet", "heal"), None, 10.0),
 )
 
 
@@ -57,6 +66,16 @@ async def _pair(pair: Pair) -> None:
     await pair.listener.call("pair", device=dialler, pending=True, **pairing)
     await pair.dialler.call("pair", device=listener, pending=False, **pairing)
     await pair.both("connect")
+
+
+async def _acked(pair: Pair, seconds: float, senders: int) -> dict[str, float]:
+    """The figures of one run, with the CPU time that a message costs either process."""
+    before = await pair.both("usage")
+    got: dict[str, float] = await pair.dialler.call("acked", seconds=seconds, senders=senders)
+    after = await pair.both("usage")
+    count = got.pop("count")
+    receiver, sender = ((then["cpu_s"] - now["cpu_s"]) / count * 1e6 for now, then in zip(before, after, strict=True))
+    return {**got, "sender_cpu": sender, "receiver_cpu": receiver}
 
 
 async def _measure(console: Console, rounds: int, seconds: float) -> dict[str, Any]:
@@ -71,13 +90,13 @@ async def _measure(console: Console, rounds: int, seconds: float) -> dict[str, A
         for number in range(rounds):
             got = await stock.dialler.call("echoes", seconds=seconds, **stock.hello)
             figures.add("acked", "stock", _UNITS, rate=got["rate"])
-            got = await sdnet.dialler.call("acked", seconds=seconds, senders=_SENDERS)
-            figures.add("acked", "sdnet", _UNITS, **got)
-            got = await sdnet.dialler.call("acked", seconds=min(2.0, seconds), senders=1)
-            figures.add("one_by_one", "sdnet", _UNITS, **got)
+            figures.add("acked", "sdnet", _UNITS, **await _acked(sdnet, seconds, _SENDERS))
+            figures.add("one_by_one", "sdnet", _UNITS, **await _acked(sdnet, min(2.0, seconds), 1))
             got = await sdnet.dialler.call("latency", seconds=seconds, rate=_LATENCY_RATE)
             figures.add("latency", "sdnet", _UNITS, **got)
             console.print(f"round {number + 1} of {rounds}", highlight=False)
+    for got in await anyio.to_thread.run_sync(reconnects, rounds):
+        figures.add("reconnect", "sdnet", _UNITS, **got)
     about["other_load_cores"] = load.cores()
     limits = {
         name: (value, figures.units[of[2]], at_least, at_most)
@@ -107,8 +126,12 @@ def _docs(found: dict[str, Any]) -> list[str]:
         "both sides have committed it to the disk before it counts. `acked` has 512 senders in one process, each",
         "of which waits for its acknowledgement before it sends again; `one_by_one` has one. `overhead` is what one",
         "message adds to its text in the bytes that go into Noise, Yamux's headers included; `answer` is what comes",
-        "back for it.",
+        "back for it; `sender_cpu` and `receiver_cpu` are the CPU time of either process, all threads, for one",
+        "message.",
         "`latency` is from the moment at which a message is due to its acknowledgement, at 1,000 messages a second.",
+        "`reconnect` has two daemons: `restart` is from the restarted node being ready after a `kill -9` to the other",
+        "being connected to it, `noticed` from the beginning of a silence (the process is stopped) to its being",
+        "noticed with a keepalive of 1 s, `heal` from its end to being connected.",
         "`stock` is py-libp2p's own host echoing 32 bytes, one after the other, on one stream.",
         "",
         f"Measured {found['measured']} on {about['cores']} cores ({about['processor']}), {about['memory_gib']:g} GiB,"

@@ -110,6 +110,7 @@ class Node:
         took = time.perf_counter() - began
         payload = count * _TEXT_BYTES
         return {
+            "count": count,
             "rate": count / took,
             "overhead": (self._counter.sent - sent - payload) / count,
             "answer": (self._counter.received - received) / count,

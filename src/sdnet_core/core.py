@@ -102,6 +102,7 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
         self._host_identity = identity
         self._protocols = ProtocolRegistry()
         self._registry = DeviceRegistry(self.clock)
+        self._seen = {}
         self.approvals = Approvals(self.clock, self.randomness, self.events)
         self._stack = AsyncExitStack()
         self._stop_requested = anyio.Event()

@@ -39,6 +39,7 @@ class DeviceMethods:
     _commands: CommandChannel
     _connections: PersistentConnectionManager
     _registry: DeviceRegistry
+    _seen: dict[uuid.UUID, tuple[PairedState, RemoteDevice]]
 
     def remote_devices(self) -> tuple[RemoteDevice, ...]:
         """All paired devices, by name."""
@@ -53,7 +54,12 @@ class DeviceMethods:
 
         :raises DeviceNotFoundError: it is not paired.
         """
-        return remote_device(self._registry.get(device_id))
+        state = self._registry.get(device_id)
+        # A state never changes, but gives way to another one: asked for with every message, it is looked at once.
+        seen = self._seen.get(device_id)
+        if seen is None or seen[0] is not state:
+            seen = self._seen[device_id] = state, remote_device(state)
+        return seen[1]
 
     def find_device(self, reference: str) -> RemoteDevice:
         """A paired device by name, id, or a unique prefix of either.

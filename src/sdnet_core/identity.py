@@ -6,6 +6,7 @@ import hashlib
 import platform
 import uuid
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Annotated
 
 import base58
@@ -49,6 +50,7 @@ def is_small_order(public_key: bytes) -> bool:
     return y >= _FIELD_PRIME or y in _SMALL_ORDER_Y
 
 
+@lru_cache(maxsize=4096)  # asked for with every message
 def peer_id_from_public_key(public_key: bytes) -> str:
     """The libp2p peer id of an Ed25519 public key (32 bytes), base58."""
     return base58.b58encode(_PEER_ID_PREFIX + public_key).decode()

@@ -316,10 +316,14 @@ class MessagingService:
             await self._ctx.send_message(
                 device.device_id, protocol, encode(message), priority=priority, ttl_s=ttl_s, message_id=message_id
             )
-            with anyio.move_on_after(wait_s):
-                while waiter.delivery is None and not self._ctx.why_waiting(message_id):
-                    with anyio.move_on_after(LOOK_S):
-                        await waiter.done.wait()
+            give_up_at = anyio.current_time() + wait_s
+            while (
+                waiter.delivery is None
+                and (left_s := give_up_at - anyio.current_time()) > 0
+                and not self._ctx.why_waiting(message_id)
+            ):
+                with anyio.move_on_after(min(LOOK_S, left_s)):
+                    await waiter.done.wait()
             if waiter.delivery is None and not keep:
                 await self._withdraw(device, message_id, waiter)
             return waiter.delivery
