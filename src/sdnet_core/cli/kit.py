@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..daemon.client import ApiClient, ApiError, EventStream, quote_segment
+from ..daemon.api_error import ApiError, quote_segment
 from ..errors import NetworkingError
 from .progress import BarProgress, LineProgress, Progress
 from .text import clean, format_duration, format_size, format_time
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..config import Config
+    from ..daemon.client import ApiClient, EventStream
     from ..plugins import PluginSet
 
 __all__ = [
@@ -62,6 +63,15 @@ __all__ = [
 
 
 COMPLETION_TIMEOUT_S = 1.0
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used: what only shows help, or completes a word, does not talk to a node.
+    if name in ("ApiClient", "EventStream"):
+        from ..daemon import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class Cli:
@@ -95,6 +105,8 @@ class Cli:
     @cached_property
     def client(self) -> ApiClient:
         """The running node. Each call raises `NotRunningError` if there is none."""
+        from ..daemon.client import ApiClient
+
         return ApiClient(self.config)
 
     def find_plugins(self, *, load: bool = True) -> PluginSet:

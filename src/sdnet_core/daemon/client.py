@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from ..config import Config
-from ..errors import ConnectionFailedError, NetworkingError, NetworkTimeoutError, NotRunningError, SerializationError
+from ..errors import ConnectionFailedError, NetworkTimeoutError, NotRunningError, SerializationError
+from .api_error import ApiError, quote_segment
 from .endpoint import TcpEndpoint, check_private, has_unix_sockets, read_tcp_endpoint
 
 __all__ = ["ApiClient", "ApiError", "EventStream", "quote_segment"]
 
 PREFIX = "/v1"
 PROBLEM_TYPE = "application/problem+json"
-ERROR_NAMESPACE = "urn:sdnet:error:"
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 120.0
@@ -29,39 +29,6 @@ STREAM_SILENCE_S = 60.0
 """Longest silence on an event stream; the node sends a comment every 15 s."""
 _MAX_ANSWER_BYTES = 256 << 20
 _MAX_LINE_BYTES = 16 << 20
-
-
-class ApiError(NetworkingError):
-    """The node answered with a problem document (RFC 9457)."""
-
-    code: str  # type: ignore[misc]  # the answer's own, not the class's
-    http_status: int  # type: ignore[misc]
-    exit_code: int  # type: ignore[misc]
-
-    def __init__(self, detail: str, *, code: str = "networking", http_status: int = 500, exit_code: int = 1) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.http_status = http_status
-        self.exit_code = exit_code
-
-    @classmethod
-    def from_problem(cls, document: Any, http_status: int) -> ApiError:
-        """Read a problem document; what is missing gets a plain default."""
-        values = document if isinstance(document, dict) else {}
-        detail = values.get("detail") or values.get("title") or f"The node answered with HTTP status {http_status}."
-        exit_code = values.get("exit_code", 1)
-        return cls(
-            str(detail),
-            code=str(values.get("type", "")).removeprefix(ERROR_NAMESPACE) or "networking",
-            http_status=int(values.get("status", http_status)),
-            exit_code=exit_code if isinstance(exit_code, int) and 1 <= exit_code <= 4 else 1,
-        )
-
-
-def quote_segment(text: str) -> str:
-    """Encode a text, such as a device's name, as one segment of a path."""
-    # A segment of dots alone would be removed as "here" or "one up" on its way.
-    return quote(text, safe="") if text.strip(".") else text.replace(".", "%2E")
 
 
 class EventStream(Iterator[Any]):
