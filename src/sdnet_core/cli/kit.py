@@ -215,6 +215,8 @@ def complete_devices(ctx: click.Context, parameter: click.Parameter, incomplete:
     """
     try:
         config = Cli(ctx.find_root().params.get("instance")).config
+        from ..daemon.client import ApiClient
+
         names = [str(device["name"]) for device in ApiClient(config, timeout_s=COMPLETION_TIMEOUT_S).get("/devices")]
     except NetworkingError:
         return []

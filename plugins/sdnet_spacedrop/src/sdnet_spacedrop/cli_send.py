@@ -101,6 +101,7 @@ class _Sending:
         try:
             same = click.confirm(f"Does {name} show the same number?", err=True)
         except click.Abort:
+            cli.note("")  # the cursor stands behind the question
             self.cancel_all("The sender left.")
             if sys.stdin.isatty():
                 raise

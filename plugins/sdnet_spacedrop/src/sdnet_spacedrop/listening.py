@@ -34,6 +34,7 @@ class Listening:
         self._offers: list[dict[str, Any]] = []
         """Those that wait for an answer; the first is being asked about."""
         self._input = b""
+        self._leaving = False
 
     def run(self, *, as_json: bool) -> None:
         """Listen until Ctrl-C, the end of the input, or the end of the node.
@@ -52,9 +53,12 @@ class Listening:
             who = {"everyone": "everyone near", "paired": "paired devices", "off": "nobody, as visibility is off"}
             self._cli.note(f"Waiting for offers of {who[status['visibility']]}. Ctrl-C ends it.")
             threading.Thread(target=self._pump, args=(events,), daemon=True).start()
-            for offer in reversed(waiting):
-                self._show(offer)
-            self._loop()
+            try:
+                for offer in reversed(waiting):
+                    self._show(offer)
+                self._loop()
+            finally:
+                self._leaving = True
 
     def _pump(self, events: EventStream) -> None:
         try:
@@ -63,6 +67,9 @@ class Listening:
             self._put(None)
         except NetworkingError as error:
             self._put(error)
+        except Exception:
+            if not self._leaving:  # otherwise the stream was closed under this thread
+                raise
 
     def _put(self, event: dict[str, Any] | NetworkingError | None) -> None:
         self._events.put(event)
