@@ -47,6 +47,7 @@ LAYERS = [
         "node_plugins",
         "node_store",
         "pairings",
+        "plugin_runner",
         "plugin_tasks",
         "plugins",
         "preview",

@@ -19,13 +19,13 @@ from .context import PluginContext
 from .devices.delivery import MESSAGES_SUFFIX, Delivery
 from .devices.trust import RemoteDevice
 from .errors import ConfigurationError, NotFoundError, PluginError, RefusedError
-from .event_bus import Subscription
-from .events import ConnectionEstablished, ConnectionLost, NetworkEvent, PluginFailed, PluginStateChanged
+from .events import PluginFailed, PluginStateChanged
 from .hookspecs import AuthorizationRequest, Decision, Route, ServiceSpec
 from .log_context import log_context
-from .plugin_tasks import FailureBudget, PluginTasks, count_tasks
+from .plugin_runner import EVENT_FLOOD, EVENT_FLOOD_WINDOW_S, HANDLER_EVENT_TIMEOUT_S, RunningPlugin
+from .plugin_tasks import PluginTasks, count_tasks
 from .plugins import PluginRecord, PluginSet, PluginState, check_strict
-from .protocols.handler import ProtocolHandler, ProtocolSpec
+from .protocols.handler import ProtocolSpec
 from .protocols.registry import ProtocolRegistry, RegisteredProtocol
 
 if TYPE_CHECKING:
@@ -37,29 +37,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SERVICE_START_TIMEOUT_S = 10.0
-HANDLER_EVENT_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 """How long a plugin that is stopped may take to end its tasks."""
-SLOW_HOOK_S = 2.0
-"""A hook that takes longer, and holds up the whole node meanwhile, counts as a failure."""
 TASK_CHECK_INTERVAL_S = 15.0
-EVENT_FLOOD = 50_000
-"""Events from one plugin within `EVENT_FLOOD_WINDOW_S` that are still borne."""
-EVENT_FLOOD_WINDOW_S = 10.0
-
-
-class _Running:
-    """What a node has of one plugin that is loaded."""
-
-    def __init__(self, core: NetworkingCore, ctx: PluginContext) -> None:
-        settings = core.config.plugins
-        self.ctx = ctx
-        self.services: list[ServiceSpec] = []
-        self.routes: list[Route] = []
-        self.tasks = PluginTasks()
-        self.failures = FailureBudget(core.clock, most=settings.max_failures, window_s=settings.failure_window_s)
-        self.events = FailureBudget(core.clock, most=EVENT_FLOOD, window_s=EVENT_FLOOD_WINDOW_S)
 
 
 class NodePlugins:
@@ -85,7 +65,7 @@ class NodePlugins:
         self._protocols = protocols
         self._start_serving = start_serving
         self._stop_serving = stop_serving
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, RunningPlugin] = {}
         self._ending: dict[str, PluginTasks] = {}
         self._authorizing: list[PluginRecord] = []
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -123,7 +103,9 @@ class NodePlugins:
         if self._plugins.implements(record, "sdnet_authorize") and record not in self._authorizing:
             self._authorizing.append(record)
         ctx = PluginContext(self._core, record.name, self._read_config(record))
-        running = self._running[record.name] = _Running(self._core, ctx)
+        running = self._running[record.name] = RunningPlugin(
+            self._core, self._plugins, record, ctx, on_failure=self.report_failure, on_end=self._stop
+        )
         services = list(self._plugins.call(record, "sdnet_services", ctx=ctx) or ())
         for service in services:
             if not isinstance(service, ServiceSpec):
@@ -184,7 +166,7 @@ class NodePlugins:
             self._tasks = tasks
             try:
                 for record in self._plugins.loaded:
-                    await self._start(tasks, record)
+                    await self._running[record.name].start(tasks, self._protocols)
                 if self._core.config.plugins.strict:
                     check_strict(self._plugins)
                 task_status.started()
@@ -193,84 +175,6 @@ class NodePlugins:
                     self.check_tasks()
             finally:
                 self._tasks = None
-
-    async def _start(self, tasks: anyio.abc.TaskGroup, record: PluginRecord) -> None:
-        """Start a plugin's services and what brings it events."""
-        running = self._running[record.name]
-        handlers = [
-            registered.spec.handler
-            for registered in self._protocols
-            if registered.plugin == record.name and _hears_events(registered.spec.handler)
-        ]
-        if handlers or self._plugins.implements(record, "sdnet_event"):
-            subscription = self._core.events.subscribe(buffer=4096)
-            tasks.start_soon(self._pump_events, record, running, handlers, subscription)
-        for service in running.services:
-            if service.run is not None and record.state is PluginState.LOADED:
-                await self._start_service(tasks, record, running, service)
-
-    async def _pump_events(
-        self,
-        record: PluginRecord,
-        running: _Running,
-        handlers: Sequence[ProtocolHandler],
-        subscription: Subscription,
-    ) -> None:
-        clock, observes = self._core.clock, self._plugins.implements(record, "sdnet_event")
-        with running.tasks.running():
-            async with subscription as events:
-                async for event in events:
-                    if observes:
-                        before = clock.monotonic()
-                        try:
-                            self._plugins.call(record, "sdnet_event", ctx=running.ctx, event=event)
-                        except Exception as error:
-                            logger.exception("plugin %s raised in sdnet_event", record.name)
-                            self.report_failure(record.name, f"sdnet_event raised {error!r}")
-                        self._check_pace(record, "sdnet_event", clock.monotonic() - before)
-                    if isinstance(event, ConnectionEstablished | ConnectionLost):
-                        await self._tell_handlers(record, handlers, event)
-
-    def _check_pace(self, record: PluginRecord, hook: str, took_s: float) -> None:
-        if took_s > SLOW_HOOK_S:
-            self.report_failure(record.name, f"{hook} held up the node for {took_s:.1f} s")
-
-    async def _start_service(
-        self, tasks: anyio.abc.TaskGroup, record: PluginRecord, running: _Running, service: ServiceSpec
-    ) -> None:
-        ready = anyio.Event()
-
-        class _Status:
-            def started(self, value: object = None) -> None:
-                ready.set()
-
-        async def run() -> None:
-            try:
-                assert service.run is not None
-                with running.tasks.running():
-                    await service.run(task_status=_Status())
-            except Exception as error:
-                if not running.tasks.stopped:
-                    self._stop(record, f"service {service.name} raised {error!r}", error)
-            finally:
-                ready.set()
-
-        tasks.start_soon(run)
-        with anyio.move_on_after(SERVICE_START_TIMEOUT_S) as waiting:
-            await ready.wait()
-        if waiting.cancelled_caught:
-            self._stop(record, f"service {service.name} was not ready within {SERVICE_START_TIMEOUT_S:g} s")
-
-    async def _tell_handlers(
-        self, record: PluginRecord, handlers: Sequence[ProtocolHandler], event: NetworkEvent
-    ) -> None:
-        for handler in handlers:
-            try:
-                with anyio.fail_after(HANDLER_EVENT_TIMEOUT_S):
-                    await handler.handle_event(event)
-            except Exception as error:
-                logger.exception("handle_event of %s raised", handler.protocol_name)
-                self.report_failure(record.name, f"handle_event of {handler.protocol_name} raised {error!r}")
 
     async def hand_delivery(self, device: RemoteDevice, protocol_name: str, deliveries: Sequence[Delivery]) -> None:
         """Tell the handler of their protocol what became of messages."""
@@ -386,7 +290,7 @@ class NodePlugins:
                 except (Exception, SystemExit) as error:
                     self._build_failed(record, error)
                 else:
-                    await self._start(self._tasks, record)
+                    await self._running[name].start(self._tasks, self._protocols)
             # By now a service may have failed.
             if record not in self._plugins.loaded:
                 raise PluginError(f"Plugin {name} {record.reason}.")
@@ -433,7 +337,7 @@ class NodePlugins:
                 logger.exception("plugin %s raised in sdnet_authorize", record.name)
                 self.report_failure(record.name, f"sdnet_authorize raised {error!r}")
                 decision = Decision.DENY
-            self._check_pace(record, "sdnet_authorize", self._core.clock.monotonic() - before)
+            running.check_pace("sdnet_authorize", self._core.clock.monotonic() - before)
             if decision is Decision.DENY:
                 raise RefusedError(f"Plugin {record.name} denies {protocol_name}.")
             if decision is Decision.ASK:
@@ -455,7 +359,3 @@ class NodePlugins:
     def routes(self) -> list[tuple[str, Route]]:
         """All routes, with the names of their plugins."""
         return [(name, route) for name, running in self._running.items() for route in running.routes]
-
-
-def _hears_events(handler: ProtocolHandler) -> bool:
-    return type(handler).handle_event is not ProtocolHandler.handle_event

@@ -204,7 +204,7 @@ async def test_a_plugin_that_leaks_tasks_is_quarantined_and_its_tasks_are_gone()
 
 
 async def test_a_plugin_that_floods_the_node_with_events_is_quarantined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdnet_core.node_plugins.EVENT_FLOOD", 100)
+    monkeypatch.setattr("sdnet_core.plugin_runner.EVENT_FLOOD", 100)
 
     class Flooding:
         name = "flooding"
