@@ -4,66 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import MakeNode, Node
-from tests.e2e.net.topologies import (
-    NODE_PORT,
-    SETTINGS,
-    Internet,
-    Lan,
-    Machine,
-    PublicNodeProcess,
-    make_file,
-    start,
-    wait,
-    why_not,
-)
+from tests.e2e.conftest import MakeNode
+from tests.e2e.net.stage import FILE_BYTES, Stage, relayed, talk
+from tests.e2e.net.topologies import Lan, Machine, wait, why_not
 from tests.e2e.test_two_devices import pair
 
 REASON = why_not()
 if os.environ.get("SDNET_NET") == "required" and REASON:
     raise RuntimeError(REASON)
-LONG = os.environ.get("SDNET_NET") == "required"
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
-FILE_BYTES = (64 if LONG else 4) << 20
-
-
-class Stage:
-    """Machines, public nodes and devices, all gone at the end."""
-
-    def __init__(self, make_node: MakeNode) -> None:
-        self._make_node = make_node
-        self._closing = ExitStack()
-
-    @cached_property
-    def internet(self) -> Internet:
-        return self.closing(Internet())
-
-    def closing(self, made: Any) -> Any:
-        self._closing.callback(made.close)
-        return made
-
-    def point(self, machine: Machine, **settings: str) -> PublicNodeProcess:
-        process = PublicNodeProcess(self._make_node("node"), machine, f"/ip4/0.0.0.0/tcp/{NODE_PORT}", **settings)
-        self._closing.callback(process.stop)
-        process.start()
-        return process
-
-    def device(self, name: str, machine: Machine, *points: PublicNodeProcess, **settings: str) -> Node:
-        bootstrap = ",".join(point.address for point in points)
-        node = self._make_node(name, **SETTINGS, SDNET_DISCOVERY_BOOTSTRAP=bootstrap, **settings)
-        self._closing.callback(lambda: node.pid is None or node.kill9())
-        start(node, machine)
-        return node
-
-    def close(self) -> None:
-        self._closing.close()
 
 
 @pytest.fixture
@@ -71,24 +24,6 @@ def stage(make_node: MakeNode) -> Iterator[Stage]:
     made = Stage(make_node)
     yield made
     made.close()
-
-
-def other(node: Node) -> dict[str, Any]:
-    (found,) = node.json("devices")
-    return dict(found)
-
-
-def talk(alice: Node, bob: Node, tmp_path: Path, size: int = FILE_BYTES) -> None:
-    """A message and a file."""
-    alice.run("msg", "send", "bob", "hello")
-    assert "hello" in [message["text"] for message in bob.json("msg", "inbox")]
-    file = make_file(tmp_path / "file.bin", size)
-    alice.run("send", str(file), "--to", "bob", timeout_s=300)
-    assert (bob.downloads / "file.bin").read_bytes() == file.read_bytes()
-
-
-def relayed(node: Node) -> bool:
-    return "p2p-circuit" in str(other(node)["address"])
 
 
 def test_one_host(stage: Stage, tmp_path: Path) -> None:
