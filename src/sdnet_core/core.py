@@ -203,6 +203,7 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
         tasks.start_soon(self._follow_interfaces)
         tasks.start_soon(self._follow_discovery)
         await tasks.start(self._connections.run)
+        tasks.start_soon(self._keep_port)
         stack.push_async_callback(self._farewell)
         self._dispatcher = Dispatcher(
             protocols=self._protocols,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
+import anyio
 import msgspec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
@@ -17,6 +18,7 @@ from .devices.gate import PeerGate
 from .devices.manager import PersistentConnectionManager
 from .devices.registry import DeviceRegistry
 from .discovery.candidates import Discovery
+from .discovery.cards import ip_of
 from .discovery.points import MeetingPoint, group_points, parse_point
 from .discovery.reservations import Reservations
 from .discovery.search import Acquaintance, Way
@@ -26,6 +28,7 @@ from .events import EventBus, PeerDiscovered, SearchProgress
 from .identity import NetworkIdentity
 from .storage import SecureStorage
 from .swarm.abc import Swarm
+from .swarm.nat import PortMapper
 from .wire import Message, decode, encode
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ __all__ = ["MeetingMethods"]
 
 logger = logging.getLogger(__name__)
 
+LOOK_S = 5.0
 MAX_LEARNED = 16
 """Most addresses of meeting points kept that came with a pairing."""
 
@@ -62,6 +66,7 @@ class MeetingMethods:
     _learned_points: tuple[str, ...] = ()
     _dht: DhtDiscovery | None = None
     _reservations: Reservations | None = None
+    _mapper: PortMapper | None = None
     _secrets: dict[tuple[bytes, str], tuple[bytes, bytes]]
 
     def _far_source(self) -> DiscoverySource:
@@ -85,8 +90,24 @@ class MeetingMethods:
     def _outside(self) -> tuple[str, ...]:
         """Where this device is reached besides what it listens on."""
         seen_as = () if self._dht is None else self._dht.meeting.seen_as
-        self._swarm.outside = seen_as
-        return () if self._reservations is None else self._reservations.addresses
+        mapped = () if self._mapper is None or self._mapper.address is None else (self._mapper.address,)
+        self._swarm.outside = (*mapped, *seen_as)
+        return (*mapped, *(() if self._reservations is None else self._reservations.addresses))
+
+    async def _keep_port(self) -> None:
+        """Have a port on the router, once it is known that there is one that translates addresses."""
+        if self._dht is None or not self.config.discovery.upnp:
+            return
+        seen: set[str] = set()
+        while not seen or seen & {ip_of(address) for address in self._swarm.addresses}:
+            await anyio.sleep(LOOK_S)
+            seen = {ip_of(address) for address in self._dht.meeting.seen_as}
+        self._mapper = PortMapper(
+            lambda: self._swarm.listen_ports.get(4),
+            self._reached_elsewhere,
+            lambda ip: self._dht is not None and ip in {ip_of(address) for address in self._dht.meeting.seen_as},
+        )
+        await self._mapper.run()
 
     def _reached_elsewhere(self) -> None:
         if self._dht is not None:

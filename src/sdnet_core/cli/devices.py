@@ -34,6 +34,12 @@ def devices(ctx: click.Context, as_json: bool) -> None:
         ctx.invoke(list_devices, as_json=as_json)
 
 
+def _where(device: dict[str, Any]) -> str:
+    """Where a device is reached, or why it is not."""
+    address: str = device["address"] or device["reason"]
+    return f"relayed by {address}" if device.get("path") == "relayed" else address
+
+
 @devices.command(name="list")
 @json_option
 @pass_cli
@@ -48,7 +54,7 @@ def list_devices(cli: Cli, as_json: bool) -> None:
             **device,
             "device_id": device["device_id"][:8],
             "last_seen": "now" if device["connected"] else format_time(device["last_seen"]),
-            "where": device["address"] or device["reason"],
+            "where": _where(device),
         }
         for device in found
     ]

@@ -12,7 +12,7 @@ from ..identity import DeviceInfo
 from .connection import transport_of
 from .registry import Connected, Disconnected, PairedState
 
-__all__ = ["describe_device", "describe_identity", "describe_more"]
+__all__ = ["describe_device", "describe_identity", "describe_more", "path_of"]
 
 
 def describe_identity(info: DeviceInfo) -> dict[str, Any]:
@@ -53,6 +53,7 @@ def describe_device(state: PairedState, *, now: float, last_error: str) -> dict[
         "state": shown,
         "connected": live is not None,
         "address": live.address if live is not None else None,
+        "path": path_of(live.address) if live is not None else None,
         "known_addresses": list(state.connection.addresses),
         "latency_s": live.latency_s if live is not None else None,
         "paired_at": device.paired_at,
@@ -60,6 +61,11 @@ def describe_device(state: PairedState, *, now: float, last_error: str) -> dict[
         "reason": reason,
         "last_error": last_error,
     }
+
+
+def path_of(address: str | None) -> str:
+    """How a device at an address is reached: ``direct`` or ``relayed``."""
+    return "relayed" if transport_of(address) == "p2p-circuit" else "direct"
 
 
 def describe_more(state: PairedState) -> dict[str, Any]:

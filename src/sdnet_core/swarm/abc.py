@@ -7,7 +7,7 @@ A *peer id* is libp2p's base58 text form (``12D3Koo…``); an *address* is a mul
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -167,6 +167,11 @@ class Swarm(ABC):
     @abstractmethod
     def addresses(self) -> tuple[str, ...]:
         """The concrete addresses we listen on (wildcards resolved, real ports). Empty before `listen`."""
+
+    @property
+    def listen_ports(self) -> Mapping[int, int]:
+        """A TCP port that we listen on, for each IP version that there is one for."""
+        return {}
 
     @abstractmethod
     def run(self) -> AbstractAsyncContextManager[None]:
