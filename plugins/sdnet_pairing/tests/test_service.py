@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import anyio
 import pytest
 
 from sdnet_core import NetworkingCore
 from sdnet_core.errors import ConflictError, InvalidRequestError, NotFoundError
-from sdnet_core.testing import linked_nodes
+from sdnet_core.testing import linked_nodes, memory_node
 from sdnet_pairing import (
     CodeError,
     CodeUsedError,
@@ -426,3 +428,23 @@ async def test_a_changed_link_starts_nothing() -> None:
         with pytest.raises(UriError, match="not whole"):
             await pairing(b).start_pairing_as_joiner(shown.uri[:-3])
         assert pairing(b).get_pairing_status() == ()
+
+
+async def test_the_meeting_points_of_a_link_are_taken_over(tmp_path: Path) -> None:
+    point = "/ip4/198.51.100.7/tcp/4001/p2p/12D3KooWA4Xop1JaT3MHxwYMkCepYsv4iPVopMXwCz5iHYdBfeSB"
+    async with linked_nodes(1, plugins=[PairingPlugin], paired=False) as nodes:
+        (b,) = nodes
+        knows = memory_node(
+            tmp_path,
+            "knows",
+            network=nodes.network,
+            discovery=nodes.discovery,
+            plugins=[PairingPlugin],
+            settings={"discovery": {"bootstrap": (point,)}},
+        )
+        async with knows as a:
+            shown = await pairing(a).start_pairing_as_initiator(auto_accept=True)
+            assert f"&via={point}&sum=" in shown.uri
+            joining = await pairing(b).start_pairing_as_joiner(shown.uri)
+            assert (await ended(pairing(b), joining)).state is SessionState.COMPLETED
+            assert b.meeting_points == (point,)

@@ -69,6 +69,23 @@ async def test_everything_that_proves_nothing_gets_the_same_answer() -> None:
         assert pairing(a).get_session(str(shown.status.id)).state is SessionState.WAITING_FOR_CONNECTION
 
 
+async def test_attempts_without_the_code_are_counted_and_audited() -> None:
+    async with linked_nodes(3, plugins=[PairingPlugin], paired=False) as (a, b, c):
+        shown = await pairing(a).start_pairing_as_initiator()
+        for node in (b, b, c):
+            async with stranger_stream(node, a) as stream:
+                messages = stream.messages(max_bytes=MAX_MESSAGE_BYTES)
+                await messages.send(request_of(node, a, PairingCode(bytes(16))))
+                assert decode(await messages.receive_bytes(), Refusal) == Refusal()
+        await until(lambda: pairing(a).get_session(str(shown.status.id)).refused == 3)
+        pairing(a).cancel(str(shown.status.id))
+        await until(lambda: not {tag for peer in b.discovery.peers() for tag in peer.tags})
+        await a.audit.flush()
+        (line,) = (line for line in await a.audit.read() if line["kind"] == "pairing-attempts-refused")
+        assert line["count"] == 3
+        assert line["peer_ids"] == [b.identity.peer_id, c.identity.peer_id]
+
+
 async def test_a_request_overheard_is_worthless_to_another_device() -> None:
     async with linked_nodes(3, plugins=[PairingPlugin], paired=False) as (a, b, c):
         shown = await pairing(a).start_pairing_as_initiator(auto_accept=True)

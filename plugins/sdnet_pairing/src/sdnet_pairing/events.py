@@ -13,6 +13,7 @@ __all__ = [
     "IntroductionFailed",
     "IntroductionRequested",
     "IntroductionStarted",
+    "PairingAttemptsRefused",
     "PairingCompleted",
     "PairingFailed",
     "PairingProgress",
@@ -70,6 +71,21 @@ class PairingFailed(NetworkEvent):
     role: str
     reason: str
     detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairingAttemptsRefused(NetworkEvent):
+    """While a code was shown, somebody tried to pair without knowing it. Told once, when the code is gone.
+
+    :param count: how often.
+    :param peer_ids: the last who did, at most 8.
+    """
+
+    kind = "pairing-attempts-refused"
+    audited = True
+    session_id: uuid.UUID
+    count: int
+    peer_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

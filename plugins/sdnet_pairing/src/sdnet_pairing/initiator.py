@@ -91,6 +91,12 @@ class Initiator:
         if attempt in self._unproven:
             self._unproven.remove(attempt)
 
+    def note_refusal(self, peer_id: str) -> None:
+        """A peer did not know any code that is shown now."""
+        for session in self._sessions():
+            if session.role is Role.INITIATOR and session.open:
+                session.refuse(peer_id)
+
     def find_session(self, session_id: uuid.UUID) -> PairingSession | None:
         """The session that waits with this id, unless as many as may are talking about it already."""
         now = self._ctx.clock.monotonic()
@@ -262,6 +268,7 @@ class _Attempt(Conversation):
         session = self._session
         if session is None:
             logger.info("peer %s did not prove that it knows a pairing code", self._peer_id)
+            self._initiator.note_refusal(self._peer_id)
         elif not self._has_code:
             logger.info("a pairing conversation with peer %s failed: %s", self._peer_id, command.failure.name)
         elif command.failure is Failure.REFUSED:

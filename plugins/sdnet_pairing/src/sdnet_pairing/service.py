@@ -13,7 +13,7 @@ from sdnet_core import PeerStream, PluginContext, ProtocolHandler
 from sdnet_core.errors import ConflictError, InvalidRequestError, NotFoundError, PluginError
 
 from .code import ENTROPY_BYTES, TAG_SALT_BYTES, PairingCode, discovery_tag
-from .events import PairingCompleted, PairingFailed, PairingRequest, PairingStateChanged
+from .events import PairingAttemptsRefused, PairingCompleted, PairingFailed, PairingRequest, PairingStateChanged
 from .initiator import Initiator
 from .joiner import Hint, Joiner, hints_of, parse_hints
 from .limits import PairingLimits
@@ -265,9 +265,17 @@ class PairingService:
         salt = self._ctx.randomness.bytes(TAG_SALT_BYTES)
         tag = discovery_tag(session.keys.discovery, salt, self._ctx.local_device.peer_id)
         # Found by whoever has the code: near by the tag, from other networks by the record.
-        with self._ctx.advertise(tag, record=session.keys.record):
-            task_status.started()
-            await self._until_closed(session)
+        try:
+            with self._ctx.advertise(tag, record=session.keys.record):
+                task_status.started()
+                await self._until_closed(session)
+        finally:
+            if session.refused:
+                self._ctx.publish(
+                    PairingAttemptsRefused(
+                        session_id=session.id, count=session.refused, peer_ids=tuple(session.refused_peers)
+                    )
+                )
 
     async def _join(self, session: PairingSession, hints: Sequence[Hint], meeting_points: Sequence[str]) -> None:
         assert self._used is not None

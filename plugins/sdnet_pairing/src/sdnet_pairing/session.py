@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +16,10 @@ from .code import CodeKeys
 from .search import Search, SearchStatus
 
 __all__ = ["PairingSession", "PairingStatus", "PeerDevice", "Reason", "Role", "SessionState"]
+
+
+MAX_NAMED = 8
+"""Peers named that tried without knowing the code."""
 
 
 class Role(StrEnum):
@@ -132,6 +137,7 @@ class PairingStatus:
     :param reason: why it ended without a pairing; a `Reason`.
     :param detail: the same, or what is still to come, for a person.
     :param pending: completed here, not yet confirmed by the other side.
+    :param refused: attempts without the code while it was shown.
     :param search: how far a joiner's search has come, or had come when it ended.
     """
 
@@ -145,6 +151,7 @@ class PairingStatus:
     reason: Reason | None
     detail: str
     pending: bool
+    refused: int = 0
     search: SearchStatus | None = None
 
 
@@ -186,6 +193,8 @@ class PairingSession:
         """The pairing is being stored: it can no longer be called off."""
         self.answer: bool | None = None
         self.search: Search | None = None
+        self.refused = 0
+        self.refused_peers: deque[str] = deque(maxlen=MAX_NAMED)
         self.revision = 0
         """Goes up with everything that a person could see."""
         self.closed = anyio.Event()
@@ -213,6 +222,13 @@ class PairingSession:
         """Use up the code for one conversation."""
         self.taken = True
         self.closed.set()
+
+    def refuse(self, peer_id: str) -> None:
+        """A peer did not know a code while this one was shown."""
+        self.refused += 1
+        if peer_id in self.refused_peers:
+            self.refused_peers.remove(peer_id)
+        self.refused_peers.append(peer_id)
 
     def give_answer(self, answer: bool) -> None:
         """The person has answered; only the first answer counts."""
@@ -266,6 +282,7 @@ class PairingSession:
             reason=self.reason,
             detail=detail,
             pending=self.pending,
+            refused=self.refused,
             search=None if self.search is None else self.search.status(),
         )
 
