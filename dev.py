@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, text in (
         ("setup", "make or refresh .venv"),
-        ("demo", "two devices on this machine pair, talk and send files"),
+        ("demo", "devices on this machine pair, talk and send files"),
         ("test", "lint, types and all tests"),
         ("run", "run sdnet from .venv: dev.py run -- status"),
     ):

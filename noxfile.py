@@ -130,7 +130,7 @@ def thirdparty(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Let two devices on this machine pair, talk and send files."""
+    """Let devices on this machine pair, talk and send files."""
     session.run(PYTHON, "tools/demo.py", *session.posargs)
 
 

@@ -1,4 +1,4 @@
-"""The main job, for real: two devices on this machine pair, talk, and send files.
+"""The main job, for real: two devices on this machine pair, talk, and send files; a third one is introduced.
 
 Each device is a process of its own with a home of its own; everything goes through the ``sdnet`` command, as a person
 would use it. Only the loopback interface is used. Nothing is left behind.
@@ -83,7 +83,7 @@ class Background:
     """A command that runs while the demo goes on."""
 
     def __init__(self, device: Device, arguments: tuple[str, ...], input: str | None) -> None:
-        self._name = f"'sdnet {arguments[0]} {arguments[1]}' on the {device.name}"
+        self._name = f"'sdnet {' '.join(arguments[:2])}' on the {device.name}"
         self.lines: list[str] = []
         self._process = subprocess.Popen(
             [*SDNET, *arguments],
@@ -180,15 +180,18 @@ def check_same(sent: Path, received: Path) -> None:
         raise DemoError(f"{received} is not what was sent")
 
 
-def demo(folder: Path, laptop: Device, phone: Device, running: list[Background]) -> list[tuple[str, float]]:
+def demo(
+    folder: Path, laptop: Device, phone: Device, tablet: Device, running: list[Background]
+) -> list[tuple[str, float]]:
     """All stages, one after the other."""
     times: list[tuple[str, float]] = []
 
-    with stage("Two nodes start, each a process with a home of its own", times):
-        laptop.run("start")
-        phone.run("start")
+    devices = (laptop, phone, tablet)
+    with stage("Three nodes start, each a process with a home of its own", times):
+        for starting in [device.background("start") for device in devices]:
+            starting.finish()
 
-    with stage("They find each other by mDNS and pair with a 12-word code", times):
+    with stage("Two find each other by mDNS and pair with a 12-word code", times):
         showing = laptop.background("pair", "generate")
         running.append(showing)
         words = wait_for(
@@ -238,16 +241,33 @@ def demo(folder: Path, laptop: Device, phone: Device, running: list[Background])
         laptop.run("devices")
         laptop.run("ping", "phone", "--count", "1")
 
-    with stage("Both stop", times):
-        laptop.run("stop")
-        phone.run("stop")
+    with stage("A third device pairs by the link of a QR code, and is introduced to the phone", times):
+        showing = laptop.background("pair", "generate", "--qr", "--auto-accept")
+        running.append(showing)
+        link = wait_for(lambda: next((line for line in showing.lines if line.startswith("sdnet:")), None), "a link")
+        tablet.run("pair", "join", "-", input=link)
+        showing.finish()
+        introducing = laptop.background("pair", "introduce", "tablet", "--to", "phone")
+        running.append(introducing)
+        for device in (tablet, phone):
+            asked = wait_for(
+                lambda device=device: device.json("pair", "pending"), f"the {device.name}'s person is asked"
+            )
+            device.run("pair", "accept", asked[0]["id"])
+        introducing.finish()
+        wait_for(lambda: [d["connected"] for d in tablet.json("devices")] == [True, True], "the tablet has both")
+        tablet.run("devices")
+
+    with stage("All stop", times):
+        for stopping in [device.background("stop") for device in devices]:
+            stopping.finish()
     return times
 
 
 def main() -> int:
     """Run the demo in a temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix="sdnet-demo-"))
-    devices = [Device(folder, "laptop"), Device(folder, "phone")]
+    devices = [Device(folder, name) for name in ("laptop", "phone", "tablet")]
     running: list[Background] = []
     start = time.monotonic()
     try:
