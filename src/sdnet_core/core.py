@@ -34,7 +34,7 @@ from .devices.delivery import MESSAGES_SUFFIX
 from .devices.gate import PeerGate
 from .devices.manager import PersistentConnectionManager
 from .devices.refusals import Refusals
-from .devices.registry import DeviceRegistry
+from .devices.registry import Connected, DeviceRegistry
 from .devices.trust import Access
 from .discovery.candidates import Discovery
 from .events import (
@@ -284,6 +284,8 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
         return None
 
     def _received(self, device_id: uuid.UUID, protocol_name: str, count: int, size_bytes: int) -> None:
+        if isinstance(state := self._registry.get(device_id), Connected):
+            state.live.messages_received += count
         self.events.publish(
             MessageReceived(device_id=device_id, protocol=protocol_name, size_bytes=size_bytes, count=count)
         )

@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 
 from .commands import CommandChannel, SendMessage
 from .devices.courier import Courier
-from .devices.delivery import MESSAGES_SUFFIX, Delivery, Priority
+from .devices.delivery import MESSAGES_SUFFIX, Delivery, DeliveryOutcome, Priority
 from .devices.lanes import Lane, OutboxLimits, QueuedMessage
 from .devices.outbox import Outbox
 from .devices.outbox_store import Sealer
@@ -187,6 +187,8 @@ class Messages:
             device = self._core.remote_device(lane.device_id)
         except DeviceNotFoundError:
             return
+        if isinstance(state := self._core._registry.get(lane.device_id), Connected):
+            state.live.messages_sent += sum(d.outcome is DeliveryOutcome.DELIVERED for d in deliveries)
         await self._core._plugins.hand_delivery(device, lane.protocol_name, deliveries)
 
     async def _follow(self) -> None:

@@ -98,3 +98,34 @@ async def test_the_gate_of_a_swarm_lets_no_stream_through_in_either_direction() 
         await one.dial(other.peer_id, other.addresses)
         assert one.is_connected(other.peer_id)
     assert reached == []
+
+
+@pytest.mark.parametrize("damaged", ["the record", "the list", "the sealed list"])
+async def test_a_store_damaged_right_after_a_revoke_still_refuses(tmp_path: Path, damaged: str) -> None:
+    async with real_node(tmp_path, "a", [SamplePlugin]) as a, real_node(tmp_path, "b", [SamplePlugin]) as b:
+        await pair(a, b, SystemRandomness())
+        b_id, b_seed = b.device_info.id, b.identity.seed
+        await a.connect(b_id)
+        data = a.config.paths.data
+        record = data / "network" / "devices" / str(b_id)
+        trusted = record.read_bytes()
+        await a.revoke_device(b_id)
+    broken = {
+        "the record": [record],
+        "the list": [data / "revoked"],
+        "the sealed list": [data / "network" / "revocations"],
+    }[damaged]
+    for path in broken:
+        if path.exists():
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    if damaged == "the record":
+        record.with_name(f"{record.name}.prev").write_bytes(trusted)  # as it was just before
+    async with real_node(tmp_path, "a", [SamplePlugin]) as a:
+        known = [device for device in a.remote_devices() if device.device_id == b_id]
+        assert all(device.trust is Trust.REVOKED for device in known)
+        swarm = Libp2pSwarm(b_seed)
+        async with swarm.run():
+            for protocol in ("/sdnet/session/1", "/sdnet/echo/1"):
+                with pytest.raises(CUT), anyio.fail_after(30):
+                    await opened(swarm, a.identity.peer_id, a.addresses, protocol)

@@ -172,7 +172,8 @@ def _totals(found: dict[str, Any]) -> str:
 def _traffic(connection: dict[str, Any], way: str) -> str:
     if not connection:
         return ""
-    return f"{format_size(connection[f'bytes_{way}'])} in {connection[f'records_{way}']} records"
+    size, records = format_size(connection[f"bytes_{way}"]), connection[f"records_{way}"]
+    return f"{size} in {records} records, {connection[f'messages_{way}']} messages"
 
 
 @devices.command(epilog="\b\nExamples:\n  sdnet devices trust phone verified\n  sdnet devices trust laptop trusted")

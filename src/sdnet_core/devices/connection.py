@@ -48,6 +48,8 @@ class DeviceConnection:
     :param dialled_address: the address, if the device can be dialled there again; None if it dialled us.
     :param opened_at: monotonic time, seconds.
     :param began_at: the same moment in seconds since the epoch.
+    :ivar messages_sent: that were acknowledged on it.
+    :ivar messages_received: messages and requests that handlers have taken from it.
     :ivar latency_s: smoothed round-trip time, None before the first ping.
     :ivar used_at: when a stream last ran on it, monotonic time, seconds; `look` moves it.
     :ivar pinged_at: when the round trip was last measured, the same.
@@ -63,6 +65,8 @@ class DeviceConnection:
     dialled_address: str | None = None
     opened_at: float = 0.0
     began_at: float = 0.0
+    messages_sent: int = 0
+    messages_received: int = 0
     latency_s: float | None = None
     used_at: float = 0.0
     pinged_at: float = float("-inf")

@@ -91,7 +91,10 @@ def describe_more(state: PairedState) -> dict[str, Any]:
             "suite": session.keys.suite.name.lower(),
             "keys_made_at": session.keys.created_at,
             "keys_expire_at": session.expires_at,
+            "key_rotations": session.rotations,
             "streams": len(session.streams),
+            "messages_sent": state.live.messages_sent,
+            "messages_received": state.live.messages_received,
             **traffic,
         }
     return more
