@@ -142,6 +142,13 @@ def kills(session: nox.Session) -> None:
 
 
 @nox.session
+def faults_files(session: nox.Session) -> None:
+    """Kill daemons and cut links at 100 seeded moments of a transfer: it completes whole and leaves nothing behind."""
+    test = "plugins/sdnet_file_transfer/tests/test_faults.py"
+    session.run(PYTHON, "-m", "pytest", "-v", test, *session.posargs, env={"SDNET_TEST_FAULTS": "100"})
+
+
+@nox.session
 def bench_files(session: nox.Session) -> None:
     """Measure copies of files beside scp, rsync and others; takes `-- --quick|--case NAME|--tool NAME`."""
     session.run(PYTHON, "-m", "benchmarks.bench_files", *session.posargs)

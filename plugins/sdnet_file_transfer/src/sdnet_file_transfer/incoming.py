@@ -11,7 +11,7 @@ import msgspec
 from blake3 import blake3
 
 from sdnet_core import Access, PeerStream, PluginContext, RemoteDevice
-from sdnet_core.errors import ConflictError, NetworkingError, ProtocolError
+from sdnet_core.errors import ConflictError, NetworkingError, ProtocolError, StorageError
 
 from .config import FileTransferConfig
 from .conversation import is_transient
@@ -146,6 +146,16 @@ class Incoming:
         if receiving is not None:
             receiving.pause()
         return receiving is not None
+
+    async def clear(self) -> None:
+        """Remove what a crash between the end of a transfer and its tidying up has left; done before any runs."""
+        live = {job.record.staging for job in self._jobs.values()}
+        ended = [past for past in self._store.history if past.direction == "receive"]
+        left = {(Path(past.destination), name) for past in ended if (name := staging_name(past.id.hex)) not in live}
+        try:
+            await self._ctx.run_blocking(_remove_all, left)
+        except StorageError as error:
+            logger.warning("What is left of a transfer could not be removed: %s", error)
 
     async def expire(self, job: Job) -> None:
         """End a transfer that was not taken up for too long, and remove what is left of it.
@@ -327,6 +337,11 @@ class Incoming:
         job.note(staging="")
         await self._store.conclude(job)
         self._jobs.pop(job.id, None)
+
+
+def _remove_all(left: set[tuple[Path, str]]) -> None:
+    for destination, name in left:
+        remove_staging(destination, name)
 
 
 def _roots(offer: Offered) -> list[str]:

@@ -83,7 +83,10 @@ class FileTransferService(SingleTransfers):
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 for record in records:
-                    self._take_up(record)
+                    self._jobs[record.transfer.id] = Job(self._ctx, record)
+                await self._incoming.clear()
+                for job in list(self._jobs.values()):
+                    self._take_up(job)
                 async with self._ctx.subscribe((ConnectionEstablished.kind, DeviceRemoved.kind)) as events:
                     tasks.start_soon(self._sweep)
                     task_status.started()
@@ -95,9 +98,8 @@ class FileTransferService(SingleTransfers):
         finally:
             self._tasks = None
 
-    def _take_up(self, record: JobRecord) -> None:
-        job = Job(self._ctx, record)
-        self._jobs[job.id] = job
+    def _take_up(self, job: Job) -> None:
+        record = job.record
         if record.transfer.state.terminal:
             return
         if record.paused:
