@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import uuid
@@ -21,10 +24,7 @@ import anyio
 import pytest
 from blake3 import blake3
 
-from sdnet_core.cli.kit import ApiClient
-from sdnet_core.config import load_config
-from sdnet_core.errors import NetworkingError
-from sdnet_core.swarm._memory_link import Pipe
+from sdnet_core import PeerStream
 from sdnet_core.testing import Daemon, LinkedNodes, linked_nodes, paired_daemons
 from sdnet_file_transfer import FileTransferPlugin, FileTransferService, Transfer, TransferState
 
@@ -69,9 +69,18 @@ class Node:
     def find_pid(self) -> None:
         self.pid = self.daemon.json("status")["pid"]
 
-    @property
-    def client(self) -> ApiClient:
-        return ApiClient(load_config(self.daemon.name, environ=self.daemon.environment))
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        """Call the local API; None if that fails."""
+        connection = http.client.HTTPConnection("localhost", timeout=DEADLINE_S)
+        try:
+            with socket.socket(socket.AF_UNIX) as connection.sock:
+                connection.sock.connect(str(self.daemon.socket))
+                headers = {"Content-Type": "application/json"}
+                connection.request(method, f"/v1/file-transfer{path}", json.dumps(body) if body else None, headers)
+                answer = connection.getresponse()
+                return json.loads(answer.read()) if answer.status < 300 else None
+        except (OSError, http.client.HTTPException):
+            return None
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
@@ -91,10 +100,7 @@ class Node:
         self.find_pid()
 
     def transfer(self, transfer_id: str) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = self.client.get(f"/file-transfer/transfers/{transfer_id}")
-        except NetworkingError:
-            return None
+        found: dict[str, Any] | None = self.ask("GET", f"/transfers/{transfer_id}")
         return found
 
 
@@ -151,7 +157,7 @@ def test_a_transfer_completes_whatever_is_killed_or_cut(
         kind = "both"
     paths = [str(source / "tree"), str(source / "big.bin")]
     chance.shuffle(paths)
-    transfer_id = alice.client.post("/file-transfer/transfers", {"device": "bob", "paths": paths}, timeout_s=None)["id"]
+    transfer_id = alice.ask("POST", "/transfers", {"device": "bob", "paths": paths})["id"]
     time.sleep(chance.uniform(0, 1.3))  # the moment of the fault; nothing is waited for
     if kind == "link":
         for _ in range(chance.randrange(1, 4)):
@@ -273,14 +279,14 @@ async def test_after_a_cut_at_half_at_most_8_mib_come_again(tmp_path: Path, monk
     size = 64 << 20
     (tmp_path / "big").write_bytes(random.Random(SEED).randbytes(size))
     on_the_wire = 0
-    put = Pipe.put
+    send_record = PeerStream.send_record
 
-    async def counting(self: Pipe, data: bytes) -> None:
+    async def counting(self: PeerStream, data: bytes | bytearray | memoryview) -> None:
         nonlocal on_the_wire
         on_the_wire += len(data)
-        await put(self, data)
+        await send_record(self, data)
 
-    monkeypatch.setattr(Pipe, "put", counting)
+    monkeypatch.setattr(PeerStream, "send_record", counting)
     async with two(tmp_path) as nodes:
         a, b = nodes
         nodes.link(a, b).bytes_per_s = 48 << 20
