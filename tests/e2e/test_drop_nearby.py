@@ -107,6 +107,7 @@ def test_a_person_finds_compares_and_sends(strangers: tuple[Node, Node], tmp_pat
     assert (tmp_path / "in" / "photo.jpg").read_bytes() == photo.read_bytes()
     listening.process.send_signal(signal.SIGINT)
     assert listening.finish() == 130
+    assert "Traceback" not in listening.text
     (received,) = ben.json("drop", "inbox")
     assert received["check"] == here
     assert [entry["state"] for entry in anna.json("drop", "history")] == ["completed"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sdnet_core.cli.kit import Cli, Duration, format_time, json_option, pass_cli, quote_segment
+from sdnet_core.cli.kit import Cli, Duration, complete_devices, format_time, json_option, pass_cli, quote_segment
 
 from .cli_send import follow
 from .cli_show import drop_path, failure, sender, what
@@ -144,7 +144,7 @@ def visibility(cli: Cli, who: str | None, for_s: float | None, as_json: bool) ->
     "  sdnet drop policy laptop never\n"
     "  sdnet drop policy phone default            as the settings say"
 )
-@click.argument("device", required=False)
+@click.argument("device", required=False, shell_complete=complete_devices)
 @click.argument("policy", required=False, type=click.Choice(["ask", "accept-trusted", "never", "default"]))
 @json_option
 @pass_cli

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sdnet_core.cli.kit import Cli, Progress, json_option, pass_cli
+from sdnet_core.cli.kit import Cli, Progress, complete_devices, json_option, pass_cli
 from sdnet_core.errors import NetworkingError, RefusedError
 
 from .cli_show import ENDED, drop_path, failure, what
@@ -25,7 +25,14 @@ __all__ = ["cancel", "confirm", "follow", "nearby", "send"]
     "  sdnet drop send slides.pdf --to anna --nearby"
 )
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(exists=True))
-@click.option("--to", "devices", multiple=True, metavar="DEVICE", help="Name, id, or a unique prefix. Can be repeated.")
+@click.option(
+    "--to",
+    "devices",
+    multiple=True,
+    metavar="DEVICE",
+    shell_complete=complete_devices,
+    help="Name, id, or a unique prefix. Can be repeated.",
+)
 @click.option("--all", "everyone", is_flag=True, help="To every paired device that is connected.")
 @click.option("--nearby", "near", is_flag=True, help="Look also for devices here that are not paired.")
 @click.option("--message", default="", metavar="TEXT", help="Shown to the person there.")
