@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from sdnet_core import PeerStream
-from sdnet_core.errors import ConnectionFailedError, SerializationError
+from sdnet_core.errors import ConflictError, ConnectionFailedError, SerializationError
 from sdnet_core.wire import MessageStream, encode, encode_frame
 from sdnet_file_transfer import FileTransferService, Transfer
 from sdnet_spacedrop import SpacedropOffered, incoming, mover
@@ -68,8 +68,13 @@ async def talk(pair: Pair) -> AsyncIterator[tuple[PeerStream, MessageStream]]:
 async def transfer(pair: Pair, paths: list[Path], transfer_id: uuid.UUID, purpose: str = "spacedrop") -> Transfer:
     """Push files through the file transfer protocol without asking anybody, and wait for the end."""
     files = pair.sender.core.get_service(FileTransferService)
-    await files.send(pair.receiver.core.device_info.id, paths, purpose=purpose, grant_id=transfer_id)
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
+        while True:
+            try:
+                await files.send(pair.receiver.core.device_info.id, paths, purpose=purpose, grant_id=transfer_id)
+                break
+            except ConflictError:  # an attempt before is told to be over a moment before it is stored
+                await anyio.sleep(0.01)
         async for status in files.watch(transfer_id):
             last = status
     return last
