@@ -164,7 +164,6 @@ class WatchMethods:
         addresses = list(self.addresses)
         outbox, limits = self.messages.outbox, self.messages.outbox.limits
         records = self.plugin_records()
-        errors = [event for event in self.events.history() if isinstance(event, _ERRORS)]
         found = {
             **describe_identity(self.device_info),
             "instance": self.config.instance,
@@ -189,7 +188,7 @@ class WatchMethods:
                 "max_bytes": limits.bytes,
             },
             "approvals": len(self.approvals.pending()),
-            "errors": [_error(event) for event in errors[-_ERRORS_SHOWN:]],
+            "errors": _errors(self.events.history([kind.kind for kind in _ERRORS])),
             "plugins": {
                 "loaded": [r.name for r in records if r.state is PluginState.LOADED],
                 "failed": [r.name for r in records if r.state is PluginState.FAILED],
@@ -205,21 +204,32 @@ def _away(device: dict[str, Any]) -> dict[str, Any]:
     return {key: device[key] for key in kept}
 
 
-def _error(event: NetworkEvent) -> dict[str, Any]:
+def _errors(events: Iterable[NetworkEvent]) -> list[dict[str, Any]]:
+    """The latest different ones, oldest first, each with how often it has happened."""
+    found: dict[str, dict[str, Any]] = {}
+    for event in events:
+        if isinstance(event, _ERRORS):
+            text = _explain(event)
+            before = found.pop(text, None)
+            count = 1 if before is None else before["count"] + 1
+            found[text] = {"at": event.at, "kind": event.kind, "seq": event.seq, "text": text, "count": count}
+    return list(found.values())[-_ERRORS_SHOWN:]
+
+
+def _explain(event: NetworkEvent) -> str:
     match event:
         case ConnectionFailed(device_name=name, reason=reason):
-            text = f"{name} could not be reached: {reason}"
+            return f"{name} could not be reached: {reason}"
         case AuthenticationFailed(peer_id=peer_id, reason=reason):
-            text = f"{peer_id} did not prove who it is: {reason}"
+            return f"{peer_id} did not prove who it is: {reason}"
         case PeerRefused(peer_id=peer_id, what=what, reason=reason):
-            text = f"{peer_id} was refused ({what}): {reason}"
+            return f"{peer_id} was refused ({what}): {reason}"
         case PluginFailed(plugin=plugin, reason=reason):
-            text = f"plugin {plugin}: {reason}"
+            return f"plugin {plugin}: {reason}"
         case StoreRecovered(detail=detail):
-            text = detail
+            return detail
         case _:
-            text = event.kind
-    return {"at": event.at, "kind": event.kind, "seq": event.seq, "text": text}
+            return event.kind
 
 
 def _warnings(found: dict[str, Any]) -> Iterator[dict[str, str]]:

@@ -126,7 +126,7 @@ def status(cli: Cli, as_json: bool) -> None:
             ("Devices", _devices(found["devices"])),
             ("Outbox", _outbox(found["outbox"])),
             ("Plugins", _plugins(found["plugins"])),
-            ("Errors", "\n".join(f"{format_time(e['at'])}  {e['text']}" for e in found["errors"]) or "none lately"),
+            ("Errors", "\n".join(map(_error, found["errors"])) or "none lately"),
             ("Warnings", "\n".join(f"{w['what']}  -> {w['do']}" for w in found["warnings"]) or "none"),
         ],
     )
@@ -150,8 +150,14 @@ def _devices(devices: dict[str, Any]) -> str:
 def _outbox(outbox: dict[str, Any]) -> str:
     if not outbox["messages"]:
         return "empty"
-    count = f"{outbox['messages']} messages ({format_size(outbox['bytes'])})"
-    return f"{count} wait for {outbox['devices']} devices; see: sdnet msg outbox"
+    messages = "1 message waits" if outbox["messages"] == 1 else f"{outbox['messages']} messages wait"
+    devices = "1 device" if outbox["devices"] == 1 else f"{outbox['devices']} devices"
+    return f"{messages} for {devices} ({format_size(outbox['bytes'])}); see: sdnet msg outbox"
+
+
+def _error(error: dict[str, Any]) -> str:
+    times = f" ({error['count']} times)" if error["count"] > 1 else ""
+    return f"{format_time(error['at'])}  {error['text']}{times}"
 
 
 def _plugins(plugins: dict[str, Any]) -> str:

@@ -270,7 +270,9 @@ class Supervisor:
         around.failed(self.device_id, self.last_error)
         pause_s = self._next_pause(device)
         self.enter(ConnectionState.FAILED, self.last_error)
-        logger.info("device %s (%s) cannot be reached: %s", self.device_id, device.name, self.last_error)
+        # The first time of many: a device that is away for weeks must not fill the log.
+        level = logging.INFO if self.attempts == 1 else logging.DEBUG
+        logger.log(level, "device %s (%s) cannot be reached: %s", self.device_id, device.name, self.last_error)
         around.events.publish(
             ConnectionFailed(
                 device_id=self.device_id,

@@ -97,13 +97,15 @@ async def test_status_says_who_is_away_and_what_went_wrong(api_of: ApiOf) -> Non
             nodes.cut(a, b)
             await events.wait_for(ConnectionLost)
         await a.send_message(b.device_info.id, "echo", b"later")
-        a.events.publish(PluginFailed(plugin="counting", reason="out of order"))
+        for _ in range(3):
+            a.events.publish(PluginFailed(plugin="counting", reason="out of order"))
         found = (await api.call("GET", "/v1/status")).json
         (away,) = found["devices"]["away"]
         assert (away["name"], away["state"]) == ("node1", "disconnected")
         assert away["reason"]
         assert (found["outbox"]["messages"], found["outbox"]["bytes"]) == (1, 5)
         assert found["errors"][-1]["text"] == "plugin counting: out of order"
+        assert found["errors"][-1]["count"] == 3
         assert all(warning["what"] and warning["do"] for warning in found["warnings"])
         assert any("passphrase" in warning["do"] for warning in found["warnings"])
 
