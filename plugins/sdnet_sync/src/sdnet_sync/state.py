@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 VISIBLE, CONFLICT, DELETED = 1, 2, 4
+_EXACT = frozenset((str, bytes, bool, int, type(None)))
+"""What deterministic and ordinary encoding write alike."""
 
 
 class Write(NamedTuple):
@@ -78,24 +80,29 @@ class EntryState:
         """Whether writes stand side by side."""
         if self.deletions and self.fields:
             return True
-        return any(len(writes) > 1 for writes in self.fields.values())
+        for writes in self.fields.values():
+            if len(writes) > 1:
+                return True
+        return False
 
     @property
     def flags(self) -> int:
         """What the database selects by."""
-        return (
-            (VISIBLE if self.visible else 0) | (CONFLICT if self.conflicted else 0) | (DELETED if self.deletions else 0)
-        )
+        if self.deletions:
+            return DELETED | (CONFLICT if self.conflicted else 0)
+        return (VISIBLE if self.fields else 0) | (CONFLICT if self.conflicted else 0)
 
     def put(self, values: Mapping[str, Any], stamp: int, author: bytes, sequence: int, seen: Vector) -> None:
         """Apply a write of some fields.
 
         :param seen: what the author had seen when it wrote.
         """
+        fields = self.fields
         for name, value in values.items():
             write = Write(stamp, author, sequence, value)
-            known = self.fields.get(name)
-            self.fields[name] = [write] if known is None else sorted([*_unseen(known, author, seen), write], key=_place)
+            known = fields.get(name)
+            kept = _unseen(known, author, seen) if known else None
+            fields[name] = sorted([*kept, write], key=_place) if kept else [write]
         if self.deletions:
             self.deletions = _unseen(self.deletions, author, seen)
 
@@ -172,6 +179,9 @@ def encode_state(state: EntryState) -> bytes:
 
     ``[kind, id, [[author, sequence, stamp] …], {field: [[index of the write, value] …]}, [index of a deletion …]]``
     """
+    plain = _encode_plain(state)
+    if plain is not None:
+        return plain
     places = sorted({write[:3] for write in state.writes()})
     index = {place: number for number, place in enumerate(places)}
     value: list[Any] = [
@@ -182,6 +192,35 @@ def encode_state(state: EntryState) -> bytes:
         [index[w[:3]] for w in state.deletions],
     ]
     return cbor2.dumps(value, canonical=True)
+
+
+def _encode_plain(state: EntryState) -> bytes | None:
+    """The same for the most frequent case, several times as fast: one write of scalars, nothing side by side."""
+    if state.deletions:
+        return None
+    place: tuple[int, bytes, int] | None = None
+    fields: dict[str, Any] = {}
+    for name, writes in state.fields.items():
+        if len(writes) != 1:
+            return None
+        stamp, author, sequence, value = writes[0]
+        if place is None:
+            place = stamp, author, sequence
+        elif place != (stamp, author, sequence):
+            return None
+        if type(value) not in _EXACT or not name.isascii():
+            return None
+        fields[name] = [[0, value]]
+    if place is None:
+        return None
+    stamp, author, sequence = place
+    # Deterministic CBOR sorts keys by length first, then by their bytes; the rest is the same either way.
+    ordered = {name: fields[name] for name in sorted(fields, key=_by_length)}
+    return cbor2.dumps([state.kind, state.id, [[author, sequence, stamp]], ordered, []])
+
+
+def _by_length(name: str) -> tuple[int, str]:
+    return len(name), name
 
 
 def decode_state(data: bytes) -> EntryState:

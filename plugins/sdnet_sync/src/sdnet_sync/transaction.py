@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
@@ -93,14 +94,15 @@ class Transaction:
             self._check_unique([o for o in operations if isinstance(o, Put)])
         sequence = self._head().sequence + 1
         seen = self._seen()
-        self.prefetch(store.key(o.kind, o.id) for o in operations if not isinstance(o, Membership))
-        for operation in operations:
+        keys = [b"" if isinstance(o, Membership) else store.key(o.kind, o.id) for o in operations]
+        self.prefetch(filter(None, keys))
+        for key, operation in zip(keys, operations, strict=True):
             stamp = store.clock.follow() if self._ours else store.clock.take()
             if not self._ours:
                 self._our_stamp = stamp
             self._ours.append(operation)
             if not isinstance(operation, Membership):
-                self.apply(operation, stamp, store.device, sequence, seen)
+                self.apply(key, operation, stamp, store.device, sequence, seen)
         self._our_bytes += size
 
     def end_batch(self, *, empty: bool = False) -> None:
@@ -178,18 +180,23 @@ class Transaction:
         self, operations: Iterable[Operation], stamp: int, author: bytes, sequence: int, seen: Vector
     ) -> None:
         """Apply a batch's operations on entries, stamped one after the other."""
+        key_of = self.store.key
         entries = [
-            (stamp + index, operation)
+            (key_of(operation.kind, operation.id), stamp + index, operation)
             for index, operation in enumerate(operations)
             if not isinstance(operation, Membership)
         ]
-        self.prefetch(self.store.key(operation.kind, operation.id) for _, operation in entries)
-        for at, operation in entries:
-            self.apply(operation, at, author, sequence, seen)
+        self.prefetch([key for key, _, _ in entries])
+        for key, at, operation in entries:
+            self.apply(key, operation, at, author, sequence, seen)
 
-    def apply(self, operation: EntryOperation, stamp: int, author: bytes, sequence: int, seen: Vector) -> None:
-        """Apply one operation on an entry."""
-        slot = self._slot(operation.kind, operation.id)
+    def apply(
+        self, key: bytes, operation: EntryOperation, stamp: int, author: bytes, sequence: int, seen: Vector
+    ) -> None:
+        """Apply one operation on an entry, which was prefetched."""
+        slot = self._slots.get(key)
+        if slot is None:
+            slot = self._slots[key] = _Slot(EntryState(operation.kind, operation.id), None, 0, False)
         if not slot.dirty:
             slot.state = slot.state.copy()
             slot.dirty = True
@@ -235,13 +242,6 @@ class Transaction:
         """Make room for an entry that was prefetched and not found."""
         if key not in self._slots:
             self._slots[key] = _Slot(EntryState(kind, entry_id), None, 0, False)
-
-    def _slot(self, kind: str, entry_id: str) -> _Slot:
-        key = self.store.key(kind, entry_id)
-        if key not in self._slots:
-            self.prefetch([key])
-            self.hold(key, kind, entry_id)
-        return self._slots[key]
 
     # Unique values
 
@@ -357,16 +357,22 @@ def size_of(operation: EntryOperation) -> int:
     :raises UnicodeEncodeError: a text in it is not valid Unicode.
     """
     if isinstance(operation, Delete) or operation.fields is None:
-        return 16 + _text_size(operation.kind) + _text_size(operation.id)
-    size = 16 + _text_size(operation.kind) + _text_size(operation.id)
+        return 16 + _name_size(operation.kind) + _text_size(operation.id)
+    size = 16 + _name_size(operation.kind) + _text_size(operation.id)
     for name, value in operation.fields.items():
         kind = type(value)
-        size += 10 + _text_size(name)
+        size += 10 + _name_size(name)
         if kind is str:
             size += _text_size(value)
         elif kind is list or kind is dict or kind is bytes:
             return len(encode(operation))
     return size
+
+
+@lru_cache(maxsize=1024)
+def _name_size(text: str) -> int:
+    """Names of kinds and fields are the same again and again."""
+    return _text_size(text)
 
 
 def _text_size(text: str) -> int:
