@@ -174,7 +174,7 @@ def bench_swarm(session: nox.Session) -> None:
 
 @nox.session
 def bench_sync(session: nox.Session) -> None:
-    """Measure the sync plugin between two nodes; takes `-- --quick`."""
+    """Measure libraries, and mirrors beside Syncthing, between two nodes; takes `-- --quick|--case NAME`."""
     session.run(PYTHON, "-m", "benchmarks.bench_sync", *session.posargs)
 
 
@@ -262,6 +262,13 @@ def _other_environment(session: nox.Session, name: str, python: str, *options: s
         *("pytest>=9.0", "pytest-xdist>=3.8", "hypothesis>=6.130", "zxing-cpp"),
     )
     return str(place / "bin" / "python")
+
+
+@nox.session
+def kills_sync(session: nox.Session) -> None:
+    """Kill nodes 100 times while libraries and mirrors sync: nothing acknowledged is lost, all end up the same."""
+    tests = ["plugins/sdnet_sync/tests/test_daemons.py", "plugins/sdnet_sync/tests/test_crash.py"]
+    session.run(PYTHON, "-m", "pytest", *tests, *session.posargs, env={"SDNET_SYNC_KILLS": "100"})
 
 
 @nox.session

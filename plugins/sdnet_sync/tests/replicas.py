@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sdnet_core import NetworkIdentity
+from sdnet_core.errors import StorageError
 from sdnet_sync.apply import Applied, apply_batches
 from sdnet_sync.operations import Membership, Operation, Role, SignedBatch
 from sdnet_sync.snapshot import SnapshotReader, SnapshotWriter
@@ -43,6 +44,34 @@ class Seeded:
         return self._random.uniform(low, high)
 
 
+class CrashedError(BaseException):
+    """The device is dead: nothing that runs on it goes on."""
+
+
+class DyingConnection:
+    """A database connection of a device that dies before its n-th next statement."""
+
+    def __init__(self, db: Any, statements: int) -> None:
+        self._db = db
+        self._left = statements
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise CrashedError
+
+    def execute(self, *arguments: Any) -> Any:
+        self._count()
+        return self._db.execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> Any:
+        self._count()
+        return self._db.executemany(*arguments)
+
+    def close(self) -> None:
+        self._db.close()
+
+
 class Device:
     """A replica without a network."""
 
@@ -70,6 +99,26 @@ class Device:
     def restart(self) -> None:
         self.store.close()
         self.open()
+
+    def dies_within(self, statements: int, action: Callable[[], object]) -> bool:
+        """Do something on a device that dies before its n-th statement, and start it again.
+
+        :returns: whether it lived to the end.
+        """
+        store = self.store
+        real = store.db
+        store.db = DyingConnection(real, statements)  # type: ignore[assignment]
+        try:
+            action()
+        except CrashedError:
+            real.close()  # without a commit: as if the power had gone
+            store.db = real
+            with suppress(StorageError):
+                store.close()
+            self.open()
+            return False
+        store.db = real
+        return True
 
     def write(self, *operations: Operation) -> None:
         with self.store.changing():

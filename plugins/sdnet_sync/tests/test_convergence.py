@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from sdnet_sync.transaction import Transaction
 
 from .replicas import Device, devices, settle
 
-CASES = int(os.environ.get("SDNET_SYNC_CASES", "40"))
+CASES = int(os.environ.get("SDNET_SYNC_CASES", "200"))
 """`nox -s simulate_sync` sets more."""
 
 
@@ -31,28 +32,42 @@ def leaf_sums_are_right(device: Device) -> bool:
 
 
 STEP = st.one_of(
-    st.tuples(st.just("put"), st.integers(0, 3), st.integers(0, 3), st.sampled_from("ab")),
-    st.tuples(st.just("delete"), st.integers(0, 3), st.integers(0, 3)),
-    st.tuples(st.just("send"), st.integers(0, 3), st.integers(0, 3), st.integers(1, 4), st.booleans()),
-    st.tuples(st.just("restart"), st.integers(0, 3)),
-    st.tuples(st.just("clock"), st.integers(0, 3), st.floats(-3600, 3600)),
-    st.tuples(st.just("tidy"), st.integers(0, 3)),
-    st.tuples(st.just("crash"), st.integers(0, 3)),
+    st.tuples(st.just("put"), st.integers(0, 4), st.integers(0, 4), st.sampled_from("ab")),
+    st.tuples(st.just("delete"), st.integers(0, 4), st.integers(0, 4)),
+    st.tuples(st.just("send"), st.integers(0, 4), st.integers(0, 4), st.integers(1, 4), st.booleans()),
+    st.tuples(st.just("restart"), st.integers(0, 4)),
+    st.tuples(st.just("clock"), st.integers(0, 4), st.floats(-3600, 3600)),
+    st.tuples(st.just("tidy"), st.integers(0, 4)),
+    st.tuples(st.just("crash"), st.integers(0, 4)),
+    st.tuples(st.just("dies writing"), st.integers(0, 4), st.integers(0, 4), st.integers(0, 25)),
+    st.tuples(st.just("dies taking"), st.integers(0, 4), st.integers(0, 4), st.integers(0, 40)),
 )
 
 
 @settings(max_examples=CASES)
-@given(st.integers(3, 4), st.lists(STEP, max_size=40))
+@given(st.integers(3, 5), st.lists(STEP, max_size=40))
 def test_replicas_converge(count: int, steps: list[tuple[Any, ...]]) -> None:
     with devices(count) as found:
         settle(found)
         written = 0
+        acknowledged = []
         for step in steps:
             device = found[step[1] % count]
             match step:
                 case ("put", _, entry, name):
                     written += 1
-                    device.write(Put("k", str(entry), {name: written}))
+                    device.write(Put("k", str(entry), {name: written}), Put("log", str(written), {"n": written}))
+                    acknowledged.append(written)
+                case ("dies writing", _, entry, statements):
+                    written += 1
+                    operations = Put("k", str(entry), {"a": written}), Put("log", str(written), {"n": written})
+                    if device.dies_within(statements, partial(device.write, *operations)):
+                        acknowledged.append(written)
+                case ("dies taking", _, to, statements):
+                    taker = found[to % count]
+                    if taker is not device:
+                        batches = device.lacking(taker, 4)
+                        taker.dies_within(statements, partial(taker.take, batches))
                 case ("delete", _, entry):
                     device.write(Delete("k", str(entry)))
                 case ("send", _, to, limit, twice):
@@ -81,6 +96,8 @@ def test_replicas_converge(count: int, steps: list[tuple[Any, ...]]) -> None:
             assert device.store.leaves.root() == first.store.leaves.root()
             assert leaf_sums_are_right(device)
         assert first.store.get(first.store.key("k", "lost")) is None
+        for number in acknowledged:
+            assert first.store.get(first.store.key("log", str(number))) is not None
 
 
 @settings(max_examples=max(20, CASES // 2))
