@@ -200,6 +200,12 @@ def net(session: nox.Session) -> None:
 
 
 @nox.session
+def net_attempts(session: nox.Session) -> None:
+    """Count how many of 200 connection attempts succeed over networks of all kinds; takes `-- --attempts N`."""
+    session.run(PYTHON, "-m", "tests.e2e.net.attempts", *session.posargs)
+
+
+@nox.session
 def simulate_sync(session: nox.Session) -> None:
     """Let replicas of a library converge in 2,000 random histories: partitions, repetitions, restarts, clock steps."""
     session.run(*PYTEST, "plugins/sdnet_sync/tests/test_convergence.py", env={"SDNET_SYNC_CASES": "2000"})

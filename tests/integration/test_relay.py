@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -14,7 +15,7 @@ from sdnet_core.discovery.dht_server import owner_of
 from sdnet_core.errors import ConnectionFailedError
 from sdnet_core.swarm.abc import Connected, Direction, PathChanged, Swarm, SwarmStream
 from sdnet_core.swarm.relay import Relay, RelayLimits
-from sdnet_core.swarm.relay_client import reserve
+from sdnet_core.swarm.relay_client import call_through, reserve
 from sdnet_core.swarm.relay_messages import HOP, MAX_MESSAGE_BYTES, HopMessage, HopType, RelayStatus
 from sdnet_core.wire import MessageStream
 
@@ -266,3 +267,37 @@ async def test_a_peer_that_comes_through_a_relay_has_lost_its_direct_connection(
     path = caller.path(called.peer_id)
     assert path is not None
     assert not path.relayed
+
+
+async def test_a_relay_that_connects_to_somebody_else_is_noticed(world: World) -> None:
+    """It says OK and carries the bytes, but to another peer: the handshake inside shows who is there."""
+    honest, _ = await world.relay()
+    victim, mallory = await world.reserved(honest), await world.reserved(honest)
+    liar = await world.swarm()
+    await liar.dial(honest.peer_id, honest.addresses)
+
+    async def lie(stream: SwarmStream) -> None:
+        messages = MessageStream(stream, max_bytes=MAX_MESSAGE_BYTES)
+        request = HopMessage.decode(await messages.receive_bytes())
+        assert request.peer == victim.peer_id
+        circuit = await call_through(liar, honest.peer_id, mallory.peer_id)
+        answer = HopMessage(type=HopType.STATUS, status=RelayStatus.OK)
+        await messages.send_bytes(answer.encode())
+        await stream.send(circuit.pending)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(carry, stream, circuit.stream)
+            tasks.start_soon(carry, circuit.stream, stream)
+
+    async def carry(source: SwarmStream, sink: SwarmStream) -> None:
+        with contextlib.suppress(anyio.BrokenResourceError):
+            async for data in source:
+                await sink.send(data)
+        await sink.reset()
+
+    liar.set_stream_handler(HOP, lie)
+    caller = await world.swarm()
+    with pytest.raises(ConnectionFailedError, match="another peer answered"):
+        await caller.dial(victim.peer_id, through(liar))
+    assert not mallory.is_connected(caller.peer_id)
+    await caller.dial(victim.peer_id, [*through(liar), *through(honest)])
+    assert await works(caller, victim)

@@ -251,6 +251,7 @@ class PersistentConnectionManager(RoomMethods):
 
     def lost(self, peer_id: str, generation: int) -> None:
         """The swarm has lost its connection to a peer."""
+        self.paths.lost(peer_id)
         for live in self.pool:
             if live.peer_id == peer_id and live.session.generation <= generation:
                 # The other side may have said why just before.

@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 from ..clock import Clock
 from ..errors import NetworkingError
 from ..swarm.abc import Direction, Path, Swarm
-from .connection import DeviceConnection
+from .connection import DeviceConnection, transport_of
 from .pool import ConnectionPool
 
 __all__ = ["PathKeeper"]
@@ -26,6 +26,7 @@ __all__ = ["PathKeeper"]
 logger = logging.getLogger(__name__)
 
 LOOK_S = 1.0
+RELAYED = "p2p-circuit"
 RELAYED_LOOK_S = 0.2
 """How often it is looked whether a relayed connection needs something: what it may carry can be used up soon."""
 RENEW_AT = 0.5
@@ -37,6 +38,7 @@ IMPROVE_TIMEOUT_S = 3.0
 PUNCH_TIMEOUT_S = 8.0
 DRAIN_S = 3.0
 """How long the streams of an old path have to end by themselves."""
+MIN_DRAIN_S = 1.0
 MOVE_ANYWAY_S = 5.0
 """The side that made the new path moves the session; the other one does if it has not by then."""
 
@@ -86,6 +88,10 @@ class PathKeeper:
         self._better[peer_id] = generation
         self._wake.set()
 
+    def lost(self, peer_id: str) -> None:
+        """The last connection to a peer is gone."""
+        self._better.pop(peer_id, None)
+
     def look(self, peer_id: str = "") -> None:
         """Something has changed: try again soon to reach relayed devices directly.
 
@@ -117,15 +123,23 @@ class PathKeeper:
             current = tuple(self._current())
             for live in self._efforts.keys() - set(current):
                 del self._efforts[live]
-            for peer_id in self._better.keys() - {live.peer_id for live in current}:
-                del self._better[peer_id]
             for live in current:
+                if not self._needs_a_look(live):
+                    continue
                 path = self._swarm.path(live.peer_id)
                 if path is not None and (path.relayed or path.generation > live.session.generation):
                     relayed = True
                     self._look_after(tasks, live, path)
             with anyio.move_on_after(RELAYED_LOOK_S if relayed else LOOK_S):
                 await self._wake.wait()
+
+    def _needs_a_look(self, live: DeviceConnection) -> bool:
+        """Without asking the swarm, of which there may be much to ask."""
+        return (
+            transport_of(live.address) == RELAYED
+            or self._better.get(live.peer_id, 0) > live.session.generation
+            or live in self._efforts
+        )
 
     def _current(self) -> Iterator[DeviceConnection]:
         return (live for live in self._pool if not live.retiring and not live.ended.is_set())
@@ -192,6 +206,8 @@ class PathKeeper:
     async def retire(self, old: DeviceConnection) -> None:
         """Let what runs on an old path end, and then the path."""
         with anyio.move_on_after(DRAIN_S):
+            # What the other side opens before it has the new session comes on the old one.
+            await anyio.sleep(MIN_DRAIN_S)
             while old.session.streams and not old.ended.is_set():  # noqa: ASYNC110 - streams tell nobody of their end
                 await anyio.sleep(RELAYED_LOOK_S / 2)
         self._finish(old, "there is a better path")

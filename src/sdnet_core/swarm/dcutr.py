@@ -13,6 +13,7 @@ from sdnet_core.swarm import _fastecdsa as _fastecdsa
 # isort: split
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import trio
 from libp2p.io.trio import TrioTCPStream
@@ -45,6 +46,20 @@ ATTEMPT_S = 2.5
 SILENT_S = 0.7
 """The client speaks first. If it says nothing for so long, the other side took our call as one that came in by itself,
 and waits for us."""
+
+
+@dataclass(eq=False, slots=True)
+class _Attempt:
+    """Both sides dialling each other once.
+
+    :param client: whether we play the client of what comes about.
+    :param newer_than: the generation of the connection that is to be replaced.
+    """
+
+    peer_id: ID
+    client: bool
+    newer_than: int
+    commit: trio.Lock = field(default_factory=trio.Lock)
 
 
 class HolePuncher:
@@ -133,10 +148,11 @@ class HolePuncher:
                 texts.append(text)
         if not texts:
             raise SwarmException("the other side names no address that could be dialled")
+        attempt = _Attempt(peer_id, client, newer_than)
         with trio.move_on_after(PUNCH_S):
             async with trio.open_nursery() as nursery:
                 for text in dict.fromkeys(texts):
-                    nursery.start_soon(self._try, peer_id, text, ports, client, newer_than, nursery.cancel_scope)
+                    nursery.start_soon(self._try, attempt, text, ports, nursery.cancel_scope)
                 nursery.start_soon(self._stop_when_connected, peer_id, newer_than, nursery.cancel_scope)
         best = self._network.best_connection(peer_id)
         if best is None or best.relayed:
@@ -144,15 +160,15 @@ class HolePuncher:
 
     async def _stop_when_connected(self, peer_id: ID, newer_than: int, scope: trio.CancelScope) -> None:
         # The other side's call may come in by itself.
-        while True:
-            best = self._network.best_connection(peer_id)
-            if best is None or (best.generation > newer_than and not best.relayed):
-                scope.cancel()
+        while self._network.best_connection(peer_id) is not None and not self._is_direct(peer_id, newer_than):
             await self._network.connected.park()
+        scope.cancel()
 
-    async def _try(
-        self, peer_id: ID, text: str, ports: dict[int, int], client: bool, newer_than: int, scope: trio.CancelScope
-    ) -> None:
+    def _is_direct(self, peer_id: ID, newer_than: int) -> bool:
+        best = self._network.best_connection(peer_id)
+        return best is not None and best.generation > newer_than and not best.relayed
+
+    async def _try(self, attempt: _Attempt, text: str, ports: dict[int, int], scope: trio.CancelScope) -> None:
         try:
             version, host, port = (await resolve(text))[0]
         except OpenConnectionError:
@@ -162,7 +178,7 @@ class HolePuncher:
             try:
                 with trio.fail_after(ATTEMPT_S):
                     stream = await open_tcp(version, host, port, from_port=ports.get(version, 0))
-                await self._upgrade(peer_id, stream, text, client)
+                await self._upgrade(attempt, stream, text)
                 scope.cancel()
                 return
             except Exception as exc:
@@ -177,8 +193,9 @@ class HolePuncher:
                 raise
             await trio.sleep(RETRY_S)
 
-    async def _upgrade(self, peer_id: ID, stream: trio.SocketStream, text: str, client: bool) -> None:
+    async def _upgrade(self, attempt: _Attempt, stream: trio.SocketStream, text: str) -> None:
         """Make a connection of what went through."""
+        peer_id, client = attempt.peer_id, attempt.client
         if not client:
             with trio.move_on_after(SILENT_S) as patience:
                 await stream.socket.recv(1, trio.socket.MSG_PEEK)
@@ -189,8 +206,13 @@ class HolePuncher:
             secured = await self._network.secure(raw, peer_id if client else None)
             if not client and secured.get_remote_peer() != peer_id:  # type: ignore[union-attr]
                 raise SwarmException("another peer answered")
-            muxed = await self._network.multiplex(secured)
-        await self._network.add_conn(muxed, "outbound" if client else "inbound", text)
+        async with attempt.commit:
+            if self._is_direct(peer_id, attempt.newer_than):
+                raise SwarmException("another way was faster")
+            # What has got so far that the other side may count on it is finished.
+            with trio.CancelScope(shield=True), trio.fail_after(ATTEMPT_S):
+                muxed = await self._network.multiplex(secured)
+                await self._network.add_conn(muxed, "outbound" if client else "inbound", text)
 
 
 def _usable(text: str) -> bool:

@@ -76,6 +76,7 @@ def test_everything_is_killed_and_comes_back(stage: Stage, tmp_path: Path) -> No
     wait(lambda: "back again" in str(bob.json("msg", "inbox")), "the message arrives", alice, bob)
 
 
+@pytest.mark.skipif(not LONG, reason="Part of nox -s net.")
 def test_a_device_moves_in_the_middle_of_a_transfer(stage: Stage, tmp_path: Path) -> None:
     point = stage.point(stage.internet.machine())
     first, second = stage.internet.site(), stage.internet.site()
@@ -109,6 +110,7 @@ def test_a_relayed_link_outlives_its_circuits(stage: Stage, tmp_path: Path) -> N
         alice.run("msg", "send", "bob", "still here")
 
 
+@pytest.mark.skipif(not LONG, reason="Part of nox -s net.")
 def test_strangers_that_take_places_do_not_keep_an_honest_device_out(stage: Stage, tmp_path: Path) -> None:
     """Thirty strangers on one address ask for all the places there are."""
     point = stage.point(

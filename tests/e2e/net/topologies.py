@@ -46,6 +46,11 @@ class Machine(Namespace):
         """Run a shell script in it."""
         self.run("sh", "-ec", script)
 
+    def shell_output(self, script: str) -> str:
+        """Run a shell script in it; gives what it prints."""
+        done = subprocess.run([*self.enter, "sh", "-ec", script], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
     def forward(self) -> None:
         """Let it forward packets."""
         self.shell("echo 1 > /proc/sys/net/ipv4/ip_forward")
@@ -158,6 +163,11 @@ class Internet:
         self._machines.append(machine)
         self.lan.connect(machine, "eth0", str(10 + len(self._machines)))
         return machine
+
+    @property
+    def machines(self) -> tuple[Machine, ...]:
+        """The machines that everybody can reach."""
+        return tuple(self._machines)
 
     def close(self) -> None:
         """Take it all down."""
