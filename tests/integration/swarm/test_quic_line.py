@@ -58,8 +58,9 @@ class Line:
 
     async def rebind(self) -> None:
         """What a NAT does that has forgotten: the client comes from another port from now on, the old one is dead."""
-        old, self._back = self._back, trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
-        await self._back.bind(("127.0.0.1", 0))
+        new = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
+        await new.bind(("127.0.0.1", 0))
+        old, self._back = self._back, new
         self._nursery.start_soon(self._back_again, self._back)
         old.close()
 
