@@ -13,6 +13,7 @@ import pytest
 from sdnet_core import NetworkingCore, Trust
 from sdnet_core.errors import ConflictError, InvalidRequestError, NotFoundError
 from sdnet_core.testing import LinkedNodes, linked_nodes, pair, record_events
+from sdnet_core.wire import encode
 from sdnet_pairing import (
     EndReason,
     IntroductionRole,
@@ -250,3 +251,21 @@ async def test_events_tell_the_story() -> None:
             assert requested.introducer_name == v.device_info.name
             completed = await seen.wait_for("introduction-completed")
             assert completed.device_ids == (b.device_info.id,)
+
+
+async def test_the_same_offer_once_more_changes_nothing_and_later_it_is_a_replay() -> None:
+    async with three() as (v, a, b):
+        started = introductions(v).introduce(a.device_info.id, b.device_info.id)
+        await asked(a, b)
+        (mine,) = (i for i in introductions(v)._all if i.id == started.id)
+        offer = encode(mine.machine.offer)
+        (introducer,) = (d for d in a.remote_devices() if d.device_id == v.device_info.id)
+        await introductions(a).receive(introducer, offer)
+        assert len(introductions(a).introductions()) == 1
+        introductions(a).reject(str(started.id))
+        await over(v, started.id)
+        await over(a, started.id)
+        introductions(a)._all.clear()  # as after a restart
+        await introductions(a).receive(introducer, offer)
+        assert introductions(a).introductions() == ()
+        assert introductions(a).pending() == ()

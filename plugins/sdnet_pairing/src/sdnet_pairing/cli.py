@@ -268,6 +268,7 @@ def _read_code(cli: Cli, words: Sequence[str]) -> str:
     elif sys.stdin.isatty():
         from .prompt import ask_for_code
 
+        cli.client.get(_SESSIONS)  # nobody types twelve words to hear that no node runs
         found = ask_for_code(cli.note)
         return str(found) if isinstance(found, PairingUri) else " ".join(found.words)
     else:

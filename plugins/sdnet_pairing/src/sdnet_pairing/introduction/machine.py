@@ -60,7 +60,7 @@ from .steps import (
     TimeUp,
 )
 
-__all__ = ["MAX_LIFETIME_S", "IntroducerMachine", "PartyMachine", "Stage", "make_voucher", "read_message"]
+__all__ = ["MAX_LIFETIME_S", "MAX_SKEW_S", "IntroducerMachine", "PartyMachine", "Stage", "make_voucher", "read_message"]
 
 MAX_LIFETIME_S = 3600
 MAX_SKEW_S = 300

@@ -34,7 +34,7 @@ from ..limits import PairingLimits
 from ..steps import LocalSide
 from ..ui import PairingUserInterface
 from ..used_codes import INTRODUCTIONS, UsedCodes
-from .machine import IntroducerMachine, PartyMachine, make_voucher, read_message
+from .machine import MAX_SKEW_S, IntroducerMachine, PartyMachine, make_voucher, read_message
 from .messages import (
     MAX_MESSAGE_BYTES,
     MAX_VOUCHER_BYTES,
@@ -258,22 +258,32 @@ class IntroductionService:
         else:
             try:
                 self._make_room()
+                introduction = self._introduced(device, voucher)
+                # Before anything is waited for: the same offer may come once more meanwhile.
+                self._all.append(introduction)
                 await self._seen.add(introduction_id, self._ctx.clock.now())
             except ConflictError:
                 reason = EndReason.BUSY
             except StorageError:
+                self._all.remove(introduction)
                 reason = EndReason.FAILED
         if reason is not None:
             logger.info("an introduction by device %s was declined: %s", device.device_id, reason)
             await self._owner.tell(device.device_id, Decline(introduction_id=voucher.introduction_id, reason=reason))
             return
-        machine = PartyMachine(self._local_side(), public_key_from_peer_id(device.peer_id))
-        left_s = min(max(1.0, voucher.expires_at - self._ctx.clock.now()), self._limits.introduction_lifetime_s)
-        ours = self._local_side().device.public_key
-        introduction = Introduction(
-            id=introduction_id,
+        introduction.give(Offered(offer, self._ctx.clock.now()))
+        tasks.start_soon(self._owner.run, introduction)
+
+    def _introduced(self, device: RemoteDevice, voucher: Voucher) -> Introduction:
+        """What another device has begun; the voucher is not checked yet."""
+        side = self._local_side()
+        # The introducer's clock may differ; it ends the introduction by its own in any case.
+        left_s = min(voucher.expires_at - self._ctx.clock.now() + MAX_SKEW_S, self._limits.introduction_lifetime_s)
+        ours = side.device.public_key
+        return Introduction(
+            id=uuid.UUID(bytes=voucher.introduction_id),
             role=IntroductionRole.INTRODUCED,
-            machine=machine,
+            machine=PartyMachine(side, public_key_from_peer_id(device.peer_id)),
             people={None: device.device_id},
             introducer=device.name,
             introducer_id=device.device_id,
@@ -282,9 +292,6 @@ class IntroductionService:
             expires_at=self._ctx.clock.now() + left_s,
             deadline=self._ctx.clock.monotonic() + left_s,
         )
-        self._all.append(introduction)
-        introduction.give(Offered(offer, self._ctx.clock.now()))
-        tasks.start_soon(self._owner.run, introduction)
 
     # Inside
 
