@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from rich.console import Console
 
 from benchmarks import machine, report
+from benchmarks.chart import bars
+from benchmarks.file_fairness import measure_fairness
 from benchmarks.file_processes import Watcher
 from benchmarks.file_tools import ENCRYPTED, TOOLS, MissingError, Tool
 from benchmarks.harness import ROOT, BenchmarkError, Figures, Ratio, rotated
@@ -29,14 +32,23 @@ from benchmarks.harness import ROOT, BenchmarkError, Figures, Ratio, rotated
 _OUT = ROOT / "benchmarks" / "out"
 _DOCS = ROOT / "docs" / "benchmarks.md"
 _MIB = 1 << 20
-_UNITS = {"time": "s", "cpu": "CPU s", "peak": "MiB"}
+_UNITS = {"time": "s", "cpu": "CPU s", "peak": "MiB", "ping_p99": "ms", "ping_median": "ms", "shares": "part"}
 _FASTEST = "fastest_encrypted"
 _NEEDED = ("scp", "rsync_ssh", "wormhole", "syncthing")
 """Without one of these nobody knows which is the fastest."""
 _TEXT = b"The quick brown fox jumps over the lazy dog, line %d of a text that repeats itself.\n"
-_CASES = ("gib", "mib64", "small10k", "text")
+_COMPARED = ("gib", "mib64", "small10k", "text")
+_CASES = (*_COMPARED, "gib10", "three", "sealing")
+"""The last three are measured for sdnet alone: 10 GiB, three transfers at once with pings, and what sealing costs."""
+_TITLES = {
+    "gib": "1 GiB of random bytes",
+    "mib64": "64 MiB, command to done",
+    "small10k": "10,000 files of 1 KiB",
+    "text": "1 GiB of text",
+}
+_CHART = "bench_files.svg"
 _QUIET_CORES = 0.2
-_BAR = 40
+_RECORD_BYTES = 1 << 20
 
 
 def _ratio(name: str, case: str, to: str, meaning: str, at_most: float | None, figure: str = "time") -> Ratio:
@@ -71,7 +83,7 @@ def _make_sources(folder: Path, cases: Sequence[str], quick: bool) -> dict[str, 
             for number in range(10_000 // share):
                 (path / f"file-{number:05d}").write_bytes(os.urandom(1024))
             continue
-        size = (64 * _MIB if case == "mib64" else 1024 * _MIB) // share
+        size = {"mib64": 64, "gib10": 10_240}.get(case, 1024) * _MIB // share
         with path.open("wb") as file:
             line = 0
             while file.tell() < size:
@@ -132,12 +144,15 @@ def _measure(console: Console, options: argparse.Namespace, work: Path) -> dict[
                 console.print(f"{name}: {exc}", style="yellow", highlight=False, markup=False)
         for name in set(TOOLS) - set(wanted):
             missing[name] = "It was not asked for."
-        sources = _make_sources(work, options.case or _CASES, options.quick)
+        cases = options.case or _CASES
         rounds = 1 if options.quick else options.rounds
-        for case, source in sources.items():
+        for case in cases:
+            if case not in (*_COMPARED, "gib10") or (case == "gib10" and "sdnet" not in tools):
+                continue
+            [source] = _make_sources(work, [case], options.quick).values()
             expected = _digest(source)
-            for number in range(rounds):
-                for name in rotated(list(tools), number):
+            for number in range(1 if case == "gib10" else rounds):
+                for name in rotated(list(tools) if case != "gib10" else ["sdnet"], number):
                     if name == "syncthing" and number >= options.slow_rounds:
                         continue
                     try:
@@ -153,10 +168,14 @@ def _measure(console: Console, options: argparse.Namespace, work: Path) -> dict[
                         f"{cost.peak_mib:.0f} MiB",
                         highlight=False,
                     )
+            for left in work.glob(f"*-{case}-*"):
+                shutil.rmtree(left)
+            shutil.rmtree(source) if source.is_dir() else source.unlink()
+    if "sdnet" in wanted:
+        _measure_ours(console, figures, cases, work, rounds=rounds, quick=options.quick)
     about["other_load_cores"] = load.cores()
     _add_fastest(figures, missing)
-    peaks = [figures.median(case, "sdnet", "peak") or 0.0 for case in figures.rounds]
-    limits = {"peak_memory": (max(peaks), "MiB", None, 160.0)} if any(peaks) else {}
+    limits = _limits(figures)
     found = report.result(
         figures,
         RATIOS,
@@ -170,6 +189,55 @@ def _measure(console: Console, options: argparse.Namespace, work: Path) -> dict[
     return {**found, "missing": missing}
 
 
+def _measure_ours(
+    console: Console, figures: Figures, cases: Sequence[str], work: Path, *, rounds: int, quick: bool
+) -> None:
+    """What stands beside no other program."""
+    for number in range(rounds):
+        if "three" in cases:
+            found = measure_fairness(work / f"three-{number}", 32 if quick else 512)
+            shutil.rmtree(work / f"three-{number}")
+            figures.add("three", "sdnet", _UNITS, **found)
+            console.print(
+                f"three {number + 1}/{rounds} sdnet: ping p99 {found['ping_p99']:.1f} ms, median"
+                f" {found['ping_median']:.1f} ms; the least is {found['shares']:.0%} behind the most",
+                highlight=False,
+            )
+        if "sealing" in cases:
+            figures.add("sealing", "sdnet", _UNITS, cpu=_sealing_cpu_s())
+            console.print(f"sealing {number + 1}/{rounds} sdnet: {figures.median('sealing', 'sdnet', 'cpu'):.3f} CPU s")
+
+
+def _sealing_cpu_s() -> float:
+    """CPU time to seal 1 GiB and to open it again, in records as a transfer has them, besides what Noise does."""
+    aead = AESGCM(os.urandom(32))
+    plain, sealed = os.urandom(_RECORD_BYTES), bytearray(_RECORD_BYTES + 16)
+    began = time.process_time()
+    for number in range((1 << 30) // _RECORD_BYTES):
+        nonce = number.to_bytes(12, "big")
+        aead.encrypt_into(nonce, plain, b"header", sealed)
+        aead.decrypt(nonce, sealed, b"header")
+    return time.process_time() - began
+
+
+def _limits(figures: Figures) -> dict[str, tuple[float, str, float | None, float | None]]:
+    """Figures that are no ratios of times but have a target."""
+    limits: dict[str, tuple[float, str, float | None, float | None]] = {}
+    peaks = {case: peak for case in figures.rounds if (peak := figures.median(case, "sdnet", "peak")) is not None}
+    if peaks:
+        limits["peak_memory"] = (max(peaks.values()), "MiB", None, 160.0)
+    if "gib" in peaks and "gib10" in peaks:
+        limits["peak_memory_growth_1_to_10_gib"] = (peaks["gib10"] - peaks["gib"], "MiB", None, 16.0)
+    for figure, unit, most in (("ping_p99", "ms", 50.0), ("shares", "part", 0.2)):
+        value = figures.median("three", "sdnet", figure)
+        if value is not None:
+            limits[f"three_{figure}"] = (value, unit, None, most)
+    sealing, whole = figures.median("sealing", "sdnet", "cpu"), figures.median("gib", "sdnet", "cpu")
+    if sealing is not None and whole is not None:
+        limits["sealing_share_of_cpu"] = (sealing / (whole - sealing), "part", None, 0.05)
+    return limits
+
+
 def _add_fastest(figures: Figures, missing: dict[str, str]) -> None:
     """Give the fastest encrypted one a name of its own, if all that could be it were measured."""
     if any(name in missing for name in _NEEDED):
@@ -180,17 +248,14 @@ def _add_fastest(figures: Figures, missing: dict[str, str]) -> None:
         figures.rounds[case][_FASTEST] = {"time": by_name[fastest]["time"]}
 
 
-def _chart(found: dict[str, Any]) -> list[str]:
-    """Bars of the times of each case."""
-    lines: list[str] = []
-    for case, by_name in found["raw"].items():
-        times = {name: one["time"]["median"] for name, one in by_name.items() if name != _FASTEST}
-        longest = max(times.values())
-        lines += [f"{case} (s)"]
-        for name, time_s in sorted(times.items(), key=lambda one: one[1]):
-            lines.append(f"  {name:<10} {'█' * max(1, round(_BAR * time_s / longest))} {time_s:.2f}")
-        lines.append("")
-    return ["```text", *lines[:-1], "```"]
+def _chart(found: dict[str, Any]) -> str:
+    """Bars of the times of each case that was compared."""
+    groups = {
+        _TITLES[case]: {name: one["time"]["median"] for name, one in by_name.items() if name != _FASTEST}
+        for case, by_name in found["raw"].items()
+        if case in _COMPARED
+    }
+    return bars(groups, ours="sdnet", unit="s")
 
 
 def _docs(found: dict[str, Any]) -> list[str]:
@@ -205,6 +270,9 @@ def _docs(found: dict[str, Any]) -> list[str]:
         "time is that of the whole command. `sdnet` is `sdnet send` between two daemons that are paired; when it ends,",
         "the files are on the disk, which only it waits for. `fastest_encrypted` is the fastest of"
         f" {', '.join(ENCRYPTED)}.",
+        "`gib10` is 10 GiB, `three` three transfers of 512 MiB at once with pings beside them (`shares`: how far the",
+        "least of the three was behind the most), `sealing` the CPU time to seal and open 1 GiB besides what Noise",
+        "does.",
         "`cpu` is of all processes of both sides, `peak` the memory of the largest of them. `syncthing` is timed from",
         "telling one side to look until the other side is up to date;"
         f" it is measured {found['scale']['slow_rounds']} times,",
@@ -215,7 +283,7 @@ def _docs(found: dict[str, Any]) -> list[str]:
         f" Other programs kept {about['other_load_cores']} cores busy meanwhile.",
         "",
         *(["Not measured:", "", *absent, ""] if absent else []),
-        *_chart(found),
+        f"![Times of the programs, shorter bars are better]({_CHART})",
         "",
         *report.tables_as_markdown(found, RATIOS),
     ]
@@ -229,7 +297,7 @@ def main() -> int:
     parser.add_argument("--slow-rounds", type=int, default=3, help="rounds of what takes many times as long")
     parser.add_argument("--case", action="append", choices=_CASES)
     parser.add_argument("--tool", action="append", choices=list(TOOLS))
-    parser.add_argument("--folder", type=Path, help="where the files are copied; 10 GiB are needed")
+    parser.add_argument("--folder", type=Path, help="where the files are copied; 24 GiB are needed")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 150)
     folder = options.folder or Path(tempfile.gettempdir())
@@ -248,6 +316,7 @@ def main() -> int:
     report.write_json(path, {**found, "ratios": named})
     if not partial:
         report.write_docs(_DOCS, "bench_files", _docs(found))
+        _DOCS.with_name(_CHART).write_text(_chart(found), encoding="utf-8")
     console.print(f"Written to {path.relative_to(ROOT)} after {found['seconds']} s", highlight=False)
     return 0
 
