@@ -45,6 +45,8 @@ _COMMANDS = {
     "stop": "node",
     "version": "node",
 }
+_COMMANDS_GROUP = "sdnet.commands.v1"
+_PLUGINS_GROUP = "sdnet.plugins."
 _EXIT_INTERRUPTED = 130
 _EXIT_BROKEN_PIPE = 141
 """As of a program that SIGPIPE ended, which a Python program is not by itself."""
@@ -71,7 +73,30 @@ class SdnetGroup(click.Group):
             module = importlib.import_module(f"{__package__}.{_COMMANDS[cmd_name]}")
             command: click.Command = getattr(module, cmd_name)
             return command
-        return self._load_plugin_commands(ctx).get(cmd_name)
+        return self._declared_command(ctx, cmd_name) or self._load_plugin_commands(ctx).get(cmd_name)
+
+    def _declared_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command that a plugin declares as an entry point, so that no plugin has to be loaded for it.
+
+        None if there is none, or if anything about it is unusual: then the plugins are loaded, and say what it is.
+        """
+        if self._plugin_commands is not None:
+            return None
+        from importlib import metadata
+
+        try:
+            [found] = metadata.entry_points(group=_COMMANDS_GROUP, name=cmd_name)
+            settings = (ctx.find_object(Cli) or Cli(ctx.params.get("instance"))).config.plugins
+            of_it = found.dist.entry_points if found.dist is not None else ()
+            names = {entry.name for entry in of_it if entry.group.startswith(_PLUGINS_GROUP)}
+            if settings.strict or not names or names & set(settings.disable):
+                return None
+            if settings.allow is not None and not names <= set(settings.allow):
+                return None
+            command = found.load()
+        except Exception:  # loading the plugins says what is wrong
+            return None
+        return command if isinstance(command, click.Command) else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

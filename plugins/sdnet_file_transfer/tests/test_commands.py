@@ -1,0 +1,43 @@
+"""The command line: rates and places as people write them, and commands that are found without loading plugins."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+
+import click
+import pytest
+
+from sdnet_file_transfer import FileTransferPlugin
+from sdnet_file_transfer.cli import parse_rate
+
+
+def test_every_command_is_declared_so_that_it_starts_fast() -> None:
+    declared = metadata.distribution("sdnet-file-transfer").entry_points.select(group="sdnet.commands.v1")
+    given = {command.name: command for command in FileTransferPlugin().sdnet_commands()}
+    assert {entry.name: entry.load() for entry in declared} == given
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_a_declared_command_of_a_plugin_that_is_disabled_is_none(disabled: bool) -> None:
+    environment = {**os.environ, "SDNET_DISABLE_PLUGINS": "file_transfer" if disabled else ""}
+    command = [sys.executable, "-m", "sdnet_core.cli", "send", "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == (2 if disabled else 0)
+    assert ("no command 'send'" in done.stderr) is disabled
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("500K", 500 << 10), ("2M", 2 << 20), ("1.5MiB/s", 3 << 19), ("1g", 1 << 30), ("4096", 4096), ("off", 0)],
+)
+def test_rates(text: str, rate: int) -> None:
+    assert parse_rate(click.Context(click.Command("x")), click.Option(["--up"]), text) == rate
+
+
+@pytest.mark.parametrize("text", ["", "fast", "-1M", "0", "1T", "nan", "inf", "M"])
+def test_what_is_no_rate(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        parse_rate(click.Context(click.Command("x")), click.Option(["--up"]), text)
