@@ -18,7 +18,7 @@ from ..operations import Role
 from ..state import EntryState
 from ..store import Store
 from .contents import MIN_BLOCK_BYTES
-from .entries import EXECUTABLE, FILE_KIND, FileInfo, effective, file_id, versions_of
+from .entries import EXECUTABLE, FILE_KIND, FileInfo, Mode, effective, file_id, file_key, versions_of
 from .index import Index, Row
 from .parts import PartFile, copy_small, part_name
 from .publish import resolver_of
@@ -97,6 +97,8 @@ def _plan_one(plan: Plan, store: Store, key: str, state: EntryState | None, row:
     path = info.path if info is not None else row.info.path if row is not None else ""
     if ignore.matches_any_part(path):
         return
+    if info is not None and file_key(info.path, Mode.MIRROR) != key:
+        return  # no honest device writes that: it could name a file that another entry is about
     if state is not None and state.conflicted:
         versions = versions_of(state)
         if versions and resolver_of(versions, store.members.role) == store.device:

@@ -88,7 +88,8 @@ class Ignore:
 
     def matches(self, path: str, *, directory: bool = False) -> bool:
         """Whether a path is left alone."""
-        first = path.split("/", 1)[0]
+        # Our own corner by any spelling: some disks do not tell them apart.
+        first = path.split("/", 1)[0].casefold()
         if first == PRIVATE or path.rsplit("/", 1)[-1].startswith(_UNFINISHED):
             return True
         return not self._empty and bool(self._spec.match_file(path + "/" if directory else path))
