@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 import msgspec
@@ -159,6 +159,18 @@ class MeetingMethods:
         self._learned_points = (*added, *self._learned_points)[:MAX_LEARNED]
         self._meeting_points_changed()
         await self._storage.store("meeting-points", encode(_LearnedPoints(addresses=self._learned_points)))
+
+    def describe_meeting(self) -> dict[str, Any]:
+        """How this device stands with its meeting points, as plain values."""
+        meeting = None if self._dht is None else self._dht.meeting
+        return {
+            "points": list(self.meeting_points),
+            "reached": [] if meeting is None else list(meeting.reached),
+            "trouble": "" if meeting is None else meeting.trouble,
+            "seen_as": [] if meeting is None else list(meeting.seen_as),
+            "relays": [] if self._reservations is None else list(self._reservations.relays),
+            "port": None if self._mapper is None else self._mapper.address,
+        }
 
     async def _load_meeting_points(self) -> None:
         self._secrets = {}

@@ -170,6 +170,7 @@ class WatchMethods:
             "addresses": addresses,
             "families": {family: any(f"/{family}/" in a for a in addresses) for family in ("ip4", "ip6")},
             "transports": list(self.config.node.transports),
+            "meeting": self.describe_meeting(),
             "storage": {
                 **self._vault.protection.to_dict(),
                 "recovered": [*self._vault.recovered, *self._storage.recovered, *self._recovered],

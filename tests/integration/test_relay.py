@@ -301,3 +301,16 @@ async def test_a_relay_that_connects_to_somebody_else_is_noticed(world: World) -
     assert not mallory.is_connected(caller.peer_id)
     await caller.dial(victim.peer_id, [*through(liar), *through(honest)])
     assert await works(caller, victim)
+
+
+async def test_a_stranger_cannot_make_us_dial_what_it_wants(world: World) -> None:
+    node, _ = await world.relay()
+    called = await world.reserved(node)
+    stranger = await world.reserved(node)
+    stranger.knows = lambda peer_id: False
+    await stranger.dial(called.peer_id, through(node))
+    with pytest.raises(ConnectionFailedError):
+        await called.punch(stranger.peer_id)
+    path = called.path(stranger.peer_id)
+    assert path is not None
+    assert path.relayed

@@ -119,6 +119,7 @@ def status(cli: Cli, as_json: bool) -> None:
             *_identity_fields(found),
             ("Addresses", "\n".join(found["addresses"]) or "none"),
             ("", _families(found)),
+            ("Meeting points", _meeting(found["meeting"])),
             ("Storage", explain_protection(found["storage"])),
             ("Data", found["data"]),
             ("Log", found["log_file"]),
@@ -216,6 +217,19 @@ def _identity_fields(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("Peer id", found["peer_id"]),
         ("Fingerprint", f"{fingerprint['words']}\n{fingerprint['hex']}"),
     ]
+
+
+def _meeting(found: dict[str, Any]) -> str:
+    if not found["points"]:
+        return "none: devices find each other on the local network only"
+    text = f"{len(found['reached'])} of {len(found['points'])} answer"
+    if found["trouble"]:
+        text += f" ({found['trouble']})"
+    if found["seen_as"]:
+        text += f"; they see this device at {', '.join(found['seen_as'])}"
+    if found["port"]:
+        text += f"; the router leads {found['port']} here"
+    return text + ("" if found["relays"] or not found["reached"] else "; no relay has a place")
 
 
 def _print_fields(cli: Cli, fields: list[tuple[str, str]]) -> None:

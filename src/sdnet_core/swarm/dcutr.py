@@ -110,7 +110,9 @@ class HolePuncher:
         """
         peer = stream.peer_id
         path = self._swarm.path(peer)
-        if path is None or not path.relayed or peer in self._busy:
+        known = self._swarm.knows is None or self._swarm.knows(peer)
+        # A stranger could have us dial any address of our own network.
+        if path is None or not path.relayed or peer in self._busy or not known:
             await stream.reset()
             return
         self._busy.add(peer)
