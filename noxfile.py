@@ -149,6 +149,15 @@ def faults_files(session: nox.Session) -> None:
 
 
 @nox.session
+def crash_store(session: nox.Session) -> None:
+    """Kill writers of the store at 200 seeded points, and let every system call of a commit fail."""
+    env = {"SDNET_TEST_STORE_KILLS": "200", "SDNET_TEST_SYSCALLS": "all"}
+    tests = ["crash", "syscalls", "disk_full"]
+    files = [f"tests/hostile/test_storage_{name}.py" for name in tests]
+    session.run(PYTHON, "-m", "pytest", *files, *session.posargs, env=env)
+
+
+@nox.session
 def bench_files(session: nox.Session) -> None:
     """Measure copies of files beside scp, rsync and others; takes `-- --quick|--case NAME|--tool NAME`."""
     session.run(PYTHON, "-m", "benchmarks.bench_files", *session.posargs)

@@ -21,7 +21,8 @@ from sdnet_core.errors import StorageError
 from sdnet_core.storage import KeyFile, SecureStorage, Unlock, Vault
 
 SEED = 20_240_607
-RANDOM_KILLS = 30
+KILLS = int(os.environ.get("SDNET_TEST_STORE_KILLS", "30"))
+"""At random moments, and as many at seeded points; ``nox -s crash_store`` takes 200."""
 MAX_STEPS = 300
 SCRIPT = Path(__file__).with_name("storage_writer.py")
 
@@ -121,11 +122,24 @@ def test_killed_at_every_step_of_creating_and_writing(writers: Writers, script: 
 
 def test_killed_at_random_moments_over_and_over(writers: Writers, script: ModuleType, tmp_path: Path) -> None:
     moments = random.Random(SEED)
-    for _ in range(RANDOM_KILLS):
+    for _ in range(KILLS):
         acknowledged, code = writers.run(tmp_path, "write", 0, kill_after_s=moments.uniform(0, 0.08))
         assert code == -signal.SIGKILL
         versions = check_written(script, tmp_path, [int(acknowledged[-1])] * 2)
-    assert versions[1] >= RANDOM_KILLS
+    assert versions[1] >= KILLS
+
+
+def test_killed_at_seeded_points_over_and_over(writers: Writers, script: ModuleType, tmp_path: Path) -> None:
+    """One store that lives through all of it: after each kill it holds the last state or the one before."""
+    points = random.Random(SEED)
+    versions = [0, 0]
+    for number in range(KILLS):
+        step = points.randint(1, 60)
+        acknowledged, code = writers.run(tmp_path, "write", step)
+        floor = [int(acknowledged[-1])] * 2 if acknowledged else versions
+        versions = check_written(script, tmp_path, floor)
+        assert code in (0, -signal.SIGKILL), f"kill {number} at step {step}"
+    assert versions[1] > KILLS / 3
 
 
 def test_killed_at_every_step_of_replacing_for_good_and_deleting(

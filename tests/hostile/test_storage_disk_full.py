@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import anyio
 import pytest
 
+from sdnet_core import NetworkIdentity, NetworkingCore, Trust
 from sdnet_core.clock import SystemClock, SystemRandomness, run_in_thread
 from sdnet_core.errors import StorageError
 from sdnet_core.storage import KeyFile, Passphrase, SecureStorage, Vault
 from sdnet_core.storage.envelope import Kdf, KdfParameters
+from sdnet_core.testing import MemoryDiscovery, MemoryNetwork, memory_node
 
 CLOCK, RANDOMNESS = SystemClock(), SystemRandomness()
 DISK_BYTES = 1 << 20
@@ -24,13 +27,13 @@ PASSPHRASE = Passphrase("correct horse", KdfParameters(Kdf.PBKDF2_SHA256, iterat
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A file system of its own with room for very little."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         pytest.skip("mounting a tmpfs needs root on Linux")
     place = tmp_path / "disk"
     place.mkdir()
-    options = f"size={DISK_BYTES},mode=0700"
+    options = f"size={getattr(request, 'param', DISK_BYTES)},mode=0700"
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True, check=False
     )
@@ -113,6 +116,42 @@ def test_a_store_that_runs_into_the_end_of_the_disk_keeps_its_last_state(small_d
     for number in range(stored):
         assert call(again.load, f"history/{number}") == bytes([number % 256]) * 3000
     assert again.recovered == []
+
+
+@pytest.mark.parametrize("small_disk", [4 << 20], indirect=True)
+def test_a_node_on_a_full_disk_says_so_and_starts_again_as_it_was(small_disk: Path) -> None:
+    def node() -> NetworkingCore:
+        return memory_node(small_disk, "a", network=MemoryNetwork(), discovery=MemoryDiscovery())
+
+    phone = NetworkIdentity.generate(RANDOMNESS).device_info(uuid.UUID(int=7), "phone", "0.1")
+    tablet = NetworkIdentity.generate(RANDOMNESS).device_info(uuid.UUID(int=8), "tablet", "0.1")
+
+    async def live() -> str:
+        async with node() as core:
+            await core.add_paired_device(phone, pairing_id=uuid.UUID(int=1), pairing_root=b"r" * 32)
+            fill(small_disk)
+            with pytest.raises(StorageError, match="disk is full"):
+                await core.rename_device(phone.id, "other")
+            with pytest.raises(StorageError, match="disk is full"):
+                await core.add_paired_device(tablet, pairing_id=uuid.UUID(int=2), pairing_root=b"s" * 32)
+            with pytest.raises(StorageError, match="cut off and refused as long as this node runs"):
+                await core.revoke_device(phone.id)
+            with pytest.raises(StorageError, match="disk is full"):
+                await core.change_protection(PASSPHRASE)
+            return core.identity.peer_id
+
+    async def live_again() -> None:
+        async with node() as core:  # the disk is as full as before
+            assert core.identity.peer_id == peer_id
+            assert [device.name for device in core.remote_devices()] == ["phone"]
+            assert core.status()["storage"]["recovered"] == []
+            (small_disk / "ballast").unlink()
+            await core.revoke_device(phone.id)
+        async with node() as core:
+            assert core.remote_device(phone.id).trust is Trust.REVOKED
+
+    peer_id = call(live)
+    call(live_again)
 
 
 LIMITED = """
