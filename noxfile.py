@@ -176,6 +176,12 @@ def bench_pairing(session: nox.Session) -> None:
 
 
 @nox.session
+def bench_start(session: nox.Session) -> None:
+    """Measure a start with 500 paired devices, and an idle node with 10 connected; takes `-- --quick`."""
+    session.run(PYTHON, "-m", "benchmarks.bench_start", *session.posargs)
+
+
+@nox.session
 def bench_swarm(session: nox.Session) -> None:
     """Measure the swarm beside stock py-libp2p and bare sockets; takes `-- --quick|--case NAME|--profile NAME`."""
     session.run(PYTHON, "-m", "benchmarks.bench_swarm", *session.posargs)

@@ -264,7 +264,7 @@ def test_no_keyring_is_said_before_anything_changes(node: Node, tmp_path: Path, 
 def test_the_memory_is_nobody_elses(running: Any) -> None:
     """No core file, and no debugger of the same user: what lies in /proc belongs to root then."""
     script = (
-        "import os, sys; from sdnet_core.daemon.secrecy import keep_memory_private; keep_memory_private()\n"
+        "import os, sys; from sdnet_core.daemon.memory import keep_memory_private; keep_memory_private()\n"
         "import ctypes, resource; print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), *resource.getrlimit(4)[:1])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

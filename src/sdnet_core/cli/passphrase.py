@@ -189,7 +189,7 @@ def _change_data(cli: Cli, new: str | None, current: str | None, kdf: str | None
         pass
     from ..clock import SystemClock, SystemRandomness
     from ..core_protection import KDFS, change_protection_offline
-    from ..daemon.secrecy import keep_memory_private
+    from ..daemon.memory import keep_memory_private
     from ..storage import KeyFile, Passphrase
 
     keep_memory_private()

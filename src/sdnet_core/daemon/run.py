@@ -21,9 +21,9 @@ from ..errors import AlreadyRunningError, NetworkingError, StorageError
 from .app import create_app, require_token
 from .listener import ApiListener, open_listener
 from .log import DaemonLog, configure_logging
+from .memory import give_back_memory, keep_memory_private
 from .problems import encode_json, single_cause
 from .process import check_not_running
-from .secrecy import keep_memory_private
 
 if TYPE_CHECKING:
     from ..core import NetworkingCore
@@ -157,6 +157,7 @@ class _Run:
             self._log.warn_of_unknown()
             _logger.info("ready")
             self._on_ready(msgspec.json.decode(encode_json(core.status())))
+            give_back_memory()
 
     async def _heed_signals(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         wanted = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]

@@ -21,6 +21,7 @@ __all__ = [
     "DirectoryLock",
     "clean_temporary",
     "ensure_private_directory",
+    "in_part",
     "link_tree",
     "previous_path",
     "read_bounded",
@@ -36,6 +37,7 @@ PREVIOUS_SUFFIX = ".prev"
 TEMPORARY_PREFIX = ".tmp-"
 """Every unfinished file begins so; names chosen by callers never begin with a dot."""
 
+_NOTHING_CHANGED = "; nothing was changed"
 _MAX_ATTEMPTS = 16
 _READ_STEP_BYTES = 1 << 20
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -421,9 +423,14 @@ def _read_failure(error: OSError, path: Path) -> StorageError:
     return _explained(error, path, "read")
 
 
+def in_part(error: StorageError) -> str:
+    """What an error says, for when something before it did change."""
+    return str(error).replace(_NOTHING_CHANGED, "")
+
+
 def _explained(error: OSError, path: Path, action: str, *, unchanged: bool = False) -> StorageError:
     """Turn a system error into a sentence for the person who has to do something about it."""
-    end = "; nothing was changed." if unchanged else "."
+    end = f"{_NOTHING_CHANGED}." if unchanged else "."
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return StorageError(f"The disk is full: {path} could not be written{end}")

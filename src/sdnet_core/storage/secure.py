@@ -24,6 +24,7 @@ from sdnet_core.storage.atomic import (
     DamagedError,
     clean_temporary,
     ensure_private_directory,
+    in_part,
     link_tree,
     previous_path,
     read_bounded,
@@ -286,9 +287,13 @@ class SecureStorage:
         sealed = self._seal(data, self._context(name))
         if both_generations:
             write_atomic(path, sealed, randomness=self._randomness, keep_previous=False)
-            write_atomic(previous_path(path), sealed, randomness=self._randomness, keep_previous=False)
-            remove_durably(_damaged_path(path))
-            remove_durably(*self._kept(path))
+            try:
+                write_atomic(previous_path(path), sealed, randomness=self._randomness, keep_previous=False)
+                remove_durably(_damaged_path(path), *self._kept(path))
+            except StorageError as error:
+                raise StorageError(
+                    f"{path} was stored, but what it held before is still there: {in_part(error)}"
+                ) from error
             return
         # A damaged file must not push out the good generation before it.
         current_is_good = keep_previous and self._try_open(path, name)[0] is not None
@@ -330,10 +335,14 @@ class SecureStorage:
     def _kept(self, path: Path) -> _Paths:
         """All that there is of a file in copies of the store that migrations have kept."""
         found = []
-        for folder in self._root.parent.glob(f"{self._root.name}.v*"):
-            copy = folder / path.relative_to(self._root)
-            found += [_damaged_path(copy), previous_path(copy), copy]
-        return [copy for copy in found if copy.exists()]
+        try:
+            for name in os.listdir(self._root.parent):
+                if name.startswith(f"{self._root.name}.v"):
+                    copy = self._root.with_name(name) / path.relative_to(self._root)
+                    found += [_damaged_path(copy), previous_path(copy), copy]
+            return [copy for copy in found if os.path.lexists(copy)]
+        except OSError as error:
+            raise StorageError(f"Cannot read the directory {self._root.parent}: {error.strerror}.") from error
 
     def _keep(self, folder: Path) -> None:
         if folder.exists():

@@ -26,6 +26,7 @@ from sdnet_core.storage.atomic import (
     DamagedError,
     clean_temporary,
     ensure_private_directory,
+    in_part,
     previous_path,
     read_bounded,
     remove_durably,
@@ -245,7 +246,7 @@ class Vault:
             _settle(self._directory, sealed, self._randomness)
         except StorageError as error:
             raise StorageError(
-                f"The new secret is in force, but the old one still opens {previous_path(vault)}: {error} "
+                f"The new secret is in force, but the old one still opens {previous_path(vault)}: {in_part(error)} "
                 "The next start puts that right."
             ) from error
 

@@ -2,8 +2,8 @@
 
 py-libp2p imports packages at its top that it hardly needs and that not every machine can install: ``coincurve``
 (secp256k1 keys) and ``miniupnpc`` (UPnP) have no wheels for CPython 3.14. Where they are missing, stand-ins take their
-places; everything but importing them raises. ``httpx``, a fifth of the import's time, is needed for AutoTLS alone and
-is loaded when it is first used.
+places; everything but importing them raises. ``httpx`` and ``requests``, a fifth of the import's time and 5 MB, are
+needed for AutoTLS alone and are loaded when they are first used.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, NoReturn
 
 __all__ = ["UnsupportedError", "prepare"]
 
-_LATE = frozenset({"httpx"})
+_LATE = frozenset({"httpx", "requests"})
 
 
 class UnsupportedError(NotImplementedError):
@@ -45,35 +42,17 @@ def _stand_in(package: str, purpose: str, *classes: str) -> None:
         sys.modules[package] = module
 
 
-class _LateFinder:
-    """Finds modules that are executed when something of theirs is first used."""
+class _LateModule(ModuleType):
+    """Takes the place of a module until something of it is used. It may be imported any number of times meanwhile;
+    `importlib.util.LazyLoader` would load it at the second one."""
 
-    def __init__(self) -> None:
-        self._finding = False
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if name not in _LATE or self._finding:
-            return None
-        self._finding = True
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            self._finding = False
-        if spec is not None and spec.loader is not None:
-            spec.loader = importlib.util.LazyLoader(spec.loader)
-        return spec
-
-
-@contextmanager
-def _late_imports() -> Iterator[None]:
-    finder = _LateFinder()
-    sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
+    def __getattr__(self, name: str) -> Any:
+        # What the import system itself asks for, but for the path below which submodules are found.
+        if name.startswith("__") and name != "__path__":
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
 
 
 def prepare() -> None:
@@ -81,5 +60,7 @@ def prepare() -> None:
     _stand_in("coincurve", "secp256k1 keys are", "PublicKey", "PrivateKey")
     _stand_in("miniupnpc", "UPnP is", "UPnP")
     if "libp2p" not in sys.modules:
-        with _late_imports():
-            importlib.import_module("libp2p")
+        for name in _LATE:
+            if name not in sys.modules and importlib.util.find_spec(name) is not None:
+                sys.modules[name] = _LateModule(name)
+        importlib.import_module("libp2p")

@@ -179,3 +179,18 @@ class TestInterfaces:
     def test_an_address_that_is_not_ours(self) -> None:
         assert interfaces.check_listen("/ip6/2001:db8::1/tcp/0")
         assert interfaces.check_listen("/ip4/192.0.2.254/tcp/0")
+
+
+def test_what_only_auto_tls_needs_is_loaded_when_it_is_used() -> None:
+    script = (
+        "import sys; import sdnet_core.swarm.libp2p\n"
+        "from libp2p.security.tls.autotls import broker\n"
+        "late = {'urllib3', 'httpcore', 'httpx._client'}\n"
+        "assert not late & set(sys.modules), late & set(sys.modules)\n"
+        "assert callable(broker.requests.post)\n"
+        "import requests.adapters, httpx\n"
+        "assert issubclass(requests.exceptions.HTTPError, OSError) and isinstance(httpx.Client, type)\n"
+        "assert {'urllib3', 'httpx._client'} <= set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
