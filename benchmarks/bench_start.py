@@ -40,7 +40,7 @@ UNITS = {
     "beyond_imports": "s",
     "memory": "MiB",
     "memory_per_device": "MiB",
-    "kdf_calls": "",
+    "kdf_calls": "calls",
     "idle_cpu": "% of a core",
 }
 RATIOS = [
@@ -227,7 +227,7 @@ def main() -> int:
     limits: dict[str, tuple[float, str, float | None, float | None]] = {
         "start_beyond_imports": (median("start", "500_paired", "beyond_imports"), "s", None, 3.0),
         "memory_per_paired_device": (median("start", "500_paired", "memory_per_device"), "MiB", None, 1.0),
-        "kdf_calls": (median("start", "500_paired", "kdf_calls"), "", 1, 1),
+        "kdf_calls": (median("start", "500_paired", "kdf_calls"), "calls", 1, 1),
         "idle_cpu": (median("idle", "10_connected", "idle_cpu"), "% of a core", None, 1.0),
     }
     found = result(
