@@ -20,9 +20,9 @@ from ..public_node import PublicNode
 from .app import require_token
 from .listener import open_listener
 from .log import configure_logging
+from .memory import keep_memory_private
 from .problems import single_cause
 from .process import check_not_running
-from .secrecy import keep_memory_private
 
 __all__ = ["run_public_node"]
 
