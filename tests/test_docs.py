@@ -110,14 +110,16 @@ def generated_pages() -> dict[str, str]:
     return pages
 
 
-@pytest.mark.parametrize("name", ["commands.md", "configuration.md", "errors.md", "hooks.md", "../man/sdnet.1"])
+@pytest.mark.parametrize(
+    "name", ["commands.md", "configuration.md", "errors.md", "events.md", "hooks.md", "../man/sdnet.1"]
+)
 def test_the_reference_is_in_step_with_the_code(name: str) -> None:
     written = (DOCS / "reference" / name).read_text(encoding="utf-8")
     assert written == generated_pages()[name], "run: python tools/reference.py"
 
 
 def test_every_hook_setting_error_and_command_is_documented() -> None:
-    from sdnet_core import config, errors, hookspecs
+    from sdnet_core import config, errors, events, hookspecs
     from sdnet_core.cli.main import core_commands
 
     pages = generated_pages()
@@ -127,6 +129,8 @@ def test_every_hook_setting_error_and_command_is_documented() -> None:
     keys = {key for section in config.SECTIONS.values() for key in section.__struct_fields__}
     assert {key for key in keys if f"| `{key}` |" not in pages["configuration.md"]} == set()
     assert {name for name in errors.__all__ if f"| `{name}` |" not in pages["errors.md"]} == set()
+    told = {name for name in events.__all__ if getattr(getattr(events, name), "kind", "event") != "event"}
+    assert {name for name in told if f"| `{name}` |" not in pages["events.md"]} == set()
 
 
 def test_the_tests_that_the_security_page_names_exist() -> None:

@@ -1,12 +1,16 @@
-"""Writes the pages of docs/reference that follow from the code: commands, settings, hooks, errors.
+"""Writes the pages of docs/reference that follow from the code: commands, settings, hooks, errors, events.
 
 `python tools/reference.py` writes them; `tests/test_docs.py` checks that they are in step.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import inspect
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ import msgspec
 from sdnet_core import config, errors, hookspecs
 from sdnet_core.cli.main import core_commands, sdnet
 from sdnet_core.cli.manual import manual_page
+from sdnet_core.events import NetworkEvent
 from sdnet_core.settings_file import explain_setting
 
 FOLDER = Path(__file__).parent.parent / "docs" / "reference"
@@ -56,6 +61,7 @@ def pages() -> dict[str, str]:
         "configuration.md": NOTE + configuration(),
         "hooks.md": NOTE + hooks(),
         "errors.md": NOTE + error_list(),
+        "events.md": NOTE + event_list(),
         "../man/sdnet.1": manual(),
     }
 
@@ -179,6 +185,45 @@ def error_list() -> str:
             f"| {_cell(WHAT_TO_DO[name])} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def event_list() -> str:
+    """Every event of the core and of the plugins here."""
+    lines = [
+        "# Events\n",
+        "What `sdnet events`, `GET /v1/events` of the [local API](local-api.md), the hook `sdnet_event` and "
+        "`core.subscribe_events()` tell of. Every event has its `kind`, `at` (seconds since the epoch) and `seq` (its "
+        "number in this run of the node). Those with a mark are kept in the [audit log](trust.md), too. None carries "
+        "what devices send each other, but for the texts and names that a person is to see.\n",
+    ]
+    for plugin in sorted(FOLDER.parent.parent.glob("plugins/*/src/*")):
+        for module in ("events", "records"):
+            if (plugin / f"{module}.py").exists():
+                importlib.import_module(f"{plugin.name}.{module}")
+    owners: dict[str, list[type[NetworkEvent]]] = {}
+    for event in _final(NetworkEvent):
+        owners.setdefault(event.__module__.partition(".")[0], []).append(event)
+    for owner in ("sdnet_core", *sorted(owners.keys() - {"sdnet_core"})):
+        title = "The core" if owner == "sdnet_core" else f"`{owner}`"
+        lines += [f"## {title}\n", "| kind | class | fields | what happened |", "|---|---|---|---|"]
+        for event in sorted(owners[owner], key=lambda event: event.kind):
+            fields = ", ".join(f"`{f.name}`" for f in dataclasses.fields(event) if f.name not in ("at", "seq"))
+            mark = " ✓" if event.audited else ""
+            text = _cell(_ticks((inspect.getdoc(event) or "").split("\n\n:param")[0]))
+            lines.append(f"| `{event.kind}`{mark} | `{event.__name__}` | {fields} | {text} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _final(event: type[NetworkEvent]) -> Iterator[type[NetworkEvent]]:
+    """The kinds of events that have none below them."""
+    # A dataclass with slots is made twice; its first form is no name of its module.
+    below = [one for one in event.__subclasses__() if getattr(sys.modules[one.__module__], one.__name__, None) is one]
+    below = [one for one in below if one.__module__.startswith("sdnet_")]
+    if not below and event is not NetworkEvent:
+        yield event
+    for one in below:
+        yield from _final(one)
 
 
 def _prose(thing: Any) -> str:
