@@ -15,7 +15,8 @@ from typing import Any
 
 import anyio
 
-from ...devices import outbox, sessions
+from ... import node_plugins
+from ...devices import outbox, paths, sessions
 from ...devices.delivery import Priority
 from ...session import Suite
 from ..clock import run_seeded
@@ -103,7 +104,12 @@ def _quiet() -> Iterator[ErrorsAreViolations]:
 @contextmanager
 def _same_everywhere() -> Iterator[None]:
     """Measure nothing of this machine, and wake up only for what is due."""
-    with replaced(sessions, "suites_by_speed", lambda: tuple(Suite)), replaced(outbox, "MAX_LOOK_S", 3600.0):
+    with (
+        replaced(sessions, "suites_by_speed", lambda: tuple(Suite)),
+        replaced(outbox, "MAX_LOOK_S", 3600.0),
+        replaced(paths, "LOOK_S", 600.0),
+        replaced(node_plugins, "TASK_CHECK_INTERVAL_S", 3600.0),
+    ):
         yield
 
 
