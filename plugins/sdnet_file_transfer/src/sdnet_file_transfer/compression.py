@@ -76,7 +76,7 @@ class Packer:
             middle = len(record) // 2
             if len(self._zstd.compress(record[middle : middle + _PROBE_BYTES])) > _WORTH * _PROBE_BYTES:
                 self._not_now()
-            return None
+                return None
         packed = self._zstd.compress(record)
         self._pack_rate = _mean(self._pack_rate, len(record) / max(self._clock() - began, 1e-9))
         if len(packed) > _WORTH * len(record):
