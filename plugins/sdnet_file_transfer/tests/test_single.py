@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -105,7 +106,7 @@ async def both(sending: SingleSend, receiving: SingleReceive) -> tuple[SingleOut
 
 @pytest.fixture
 def source(make_tree: Callable[[str, Tree], Path]) -> Path:
-    return make_tree("source", {"a.txt": b"hello", "in/b.bin": bytes(3 << 20), "empty": None})
+    return make_tree("source", {"a.txt": b"hello", "in/b.bin": os.urandom(3 << 20), "empty": None})
 
 
 async def test_a_folder_crosses_and_nobody_keeps_anything_of_it(tmp_path: Path, source: Path) -> None:
