@@ -104,6 +104,7 @@ class PublicNodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     :param bootstrap: other public nodes that it works together with.
     :param relay: carry connections between devices that cannot reach each other.
     :param max_connections: connections at a time.
+    :param max_connections_per_address: of one IP address (or one IPv6 /64).
     :param max_records: records kept for devices.
     :param max_records_per_address: of one IP address (or one IPv6 /64).
     :param max_reservations: devices that can be called through it at a time.
@@ -120,6 +121,7 @@ class PublicNodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     bootstrap: tuple[str, ...] = ()
     relay: bool = True
     max_connections: _Count = 2000
+    max_connections_per_address: _Count = 128
     max_records: _Count = 16_384
     max_records_per_address: _Count = 512
     max_reservations: _Count = 512

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import metadata
@@ -27,6 +28,7 @@ from .errors import ConfigurationError, InvalidRequestError
 from .metrics import render
 from .node_store import NodeStore
 from .storage import DirectoryLock, KeyFile, SecureStorage, Vault, ensure_private_directory
+from .swarm.abc import Connected, Direction, Disconnected
 from .swarm.relay import Relay, RelayLimits
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def config_of_public_node(config: Config) -> Config:
 class PublicNode:
     """One public node. Use: ``async with PublicNode.run(config) as node: …``
 
+    :ivar refused: connections that were too many of one address.
     :ivar addresses: what devices are told: multiaddrs that end in ``/p2p/`` and the peer id.
     """
 
@@ -58,6 +61,9 @@ class PublicNode:
         self._swarm = swarm
         self._clock = clock
         self._started_at = clock.monotonic()
+        self._owners: dict[str, str] = {}
+        self._of_owner: Counter[str] = Counter()
+        self.refused = 0
         try:
             points = group_points(settings.bootstrap)
         except InvalidRequestError as error:
@@ -133,8 +139,21 @@ class PublicNode:
                     tasks.cancel_scope.cancel()
 
     async def _read_events(self) -> None:
+        """Follow who comes and goes; one address gets no more than its share of the connections."""
         async for event in self._swarm.events:
-            logger.debug("%s", event)
+            match event:
+                case Connected(peer_id=peer_id, address=address, direction=Direction.INBOUND):
+                    owner = self._owners[peer_id] = owner_of(address, peer_id)
+                    self._of_owner[owner] += 1
+                    if self._of_owner[owner] > self._settings.max_connections_per_address:
+                        self.refused += 1
+                        await self._swarm.hang_up(peer_id)
+                case Disconnected(peer_id=peer_id):
+                    left = self._owners.pop(peer_id, None)
+                    if left is not None:
+                        self._of_owner[left] -= 1
+                        if not self._of_owner[left]:
+                            del self._of_owner[left]
 
     @property
     def _reachable(self) -> tuple[str, ...]:
@@ -159,6 +178,7 @@ class PublicNode:
             "version": metadata.version("sdnet-core"),
             "uptime_s": self._clock.monotonic() - self._started_at,
             "data": str(self._config.paths.data),
+            "connections": {"of_strangers": len(self._owners), "refused": self.refused},
             "dht": {"records": len(dht.store), "nodes": len(dht.table), "counts": dict(sorted(dht.counts.items()))},
             "relay": {
                 "on": self._settings.relay,
@@ -179,6 +199,7 @@ class PublicNode:
         relay, dht = self.relay, self.dht
         for name, help_, value in (
             ("uptime_seconds", "How long it has run.", self._clock.monotonic() - self._started_at),
+            ("connections", "Connections of devices and other strangers.", len(self._owners)),
             ("records", "Records kept for devices.", len(dht.store)),
             ("nodes", "Other nodes known.", len(dht.table)),
             ("reservations", "Devices that can be called through the relay.", relay.reservations),
