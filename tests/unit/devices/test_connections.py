@@ -16,12 +16,15 @@ import pytest
 
 from sdnet_core import ApiRequest, NetworkingCore
 from sdnet_core.clock import SystemRandomness
+from sdnet_core.commands import SwarmHappened
 from sdnet_core.daemon.trust_routes import TrustRoutes
 from sdnet_core.devices.connection import transport_of
 from sdnet_core.devices.records import ConnectionConfig
+from sdnet_core.devices.registry import Disconnected
 from sdnet_core.errors import InvalidRequestError
 from sdnet_core.events import ConnectionFailed, ConnectionLost, ConnectionStateChanged
 from sdnet_core.identity import NetworkIdentity
+from sdnet_core.swarm.abc import AddressesChanged
 from sdnet_core.testing import (
     LinkedNodes,
     MemoryNetwork,
@@ -132,6 +135,42 @@ def test_pauses_grow_up_to_a_cap_and_a_sighting_ends_one() -> None:
             nodes.heal(a, b)
             a._connections.sighted(b.identity.peer_id)
             await until(lambda: bool(connected(a)), within_s=0.5)
+
+    in_virtual_time(test)
+
+
+def test_another_network_ends_a_pause() -> None:
+    async def test(nodes: LinkedNodes) -> None:
+        a, b = nodes
+        await a.configure_connection(b.device_info.id, ConnectionConfig(reconnect_max_s=600.0))
+        await b.configure_connection(a.device_info.id, ConnectionConfig(), auto_connect=False)
+        await anyio.sleep(10)
+        nodes.cut(a, b)
+        await anyio.sleep(3600)
+        assert connected(a) == []
+        nodes.heal(a, b)
+        await a._commands.call(SwarmHappened(AddressesChanged((*a.addresses, "/memory/99"))))
+        await until(lambda: bool(connected(a)), within_s=1)
+
+    in_virtual_time(test)
+
+
+def test_a_device_that_is_gone_keeps_its_reason_and_its_addresses() -> None:
+    async def test(nodes: LinkedNodes) -> None:
+        a, b = nodes
+        await anyio.sleep(10)
+        addresses = a.describe_device(b.device_info.id)["known_addresses"]
+        assert addresses
+        async with record_events(a) as events:
+            await b._farewell()
+            lost = await events.wait_for(ConnectionLost, timeout_s=15)
+        assert lost.reason == "the other device stopped"
+        state = a._registry.get(b.device_info.id)
+        assert isinstance(state, Disconnected)
+        assert state.reason == lost.reason
+        shown = a.describe_device(b.device_info.id)
+        assert (shown["known_addresses"], shown["trust"]) == (addresses, "trusted")
+        assert (await a.device_history(b.device_info.id))["entries"][0]["reason"] == lost.reason
 
     in_virtual_time(test)
 
