@@ -243,6 +243,8 @@ def _add_fastest(figures: Figures, missing: dict[str, str]) -> None:
     if any(name in missing for name in _NEEDED):
         return
     for case, by_name in figures.rounds.items():
+        if case not in _COMPARED:
+            continue
         times = {name: figures.median(case, name, "time") for name in ENCRYPTED if name in by_name}
         fastest = min((time_s, name) for name, time_s in times.items() if time_s is not None)[1]
         figures.rounds[case][_FASTEST] = {"time": by_name[fastest]["time"]}
