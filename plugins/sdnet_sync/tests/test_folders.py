@@ -263,6 +263,33 @@ async def test_a_reader_receives_and_writes_nothing(tmp_path: Path) -> None:
         assert tree(a) == {"a.txt": b"one"}
 
 
+async def test_a_mirror_that_is_taken_out_of_the_library_leaves_all_files(tmp_path: Path) -> None:
+    files = {f"{number}.txt": f"file {number}" for number in range(10)}
+    async with mirrored(tmp_path, files=files) as (linked, libraries, (a, b), location):
+        await holds(b, files)
+        await service(linked[0]).folders.remove(libraries[0], location, everywhere=True)
+        await eventually(lambda: _known(linked[1], location, 0))
+        folder = service(linked[1]).folders.folder(location.id)
+        await eventually(lambda: _state(folder, "removed"))
+        write(b, "more.txt", "stays here")
+        await libraries[0].put("note", "1", {"later": True})
+        await eventually(lambda: _has_note(libraries[1]))
+        assert tree(a) == {path: data.encode() for path, data in files.items()}
+        assert tree(b) == {**tree(a), "more.txt": b"stays here"}
+        assert await libraries[0].count("sdnet.file") == 0
+
+
+async def test_where_the_system_does_not_tell_a_folder_is_read_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdnet_sync.folders.service.MAX_WATCHED", 0)
+    monkeypatch.setitem(QUICK["plugins"]["sync"], "poll_s", 0.1)
+    async with mirrored(tmp_path, files={"a.txt": "one"}) as (_, _, (a, b), _):
+        await holds(b, {"a.txt": "one"})
+        write(a, "b.txt", "two")
+        await holds(b, {"a.txt": "one", "b.txt": "two"})
+
+
 @asynccontextmanager
 async def mirrored_existing(
     tmp_path: Path, files: Mapping[str, bytes | str]
@@ -313,6 +340,10 @@ async def _has_problem(folder: Folder, path: str) -> bool:
 async def _known(core: NetworkingCore, location: Location, count: int) -> bool:
     [library] = service(core).libraries()
     return await library.count("sdnet.file") == count
+
+
+async def _has_note(library: Library) -> bool:
+    return await library.get("note", "1") is not None
 
 
 async def _no_conflicts(*libraries: Library) -> bool:

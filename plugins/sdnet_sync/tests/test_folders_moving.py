@@ -139,3 +139,31 @@ def test_a_scan_takes_up_where_the_last_one_ended(tmp_path: Path) -> None:
     assert len(scan_all(tree, index, Mode.INDEX, Ignore(), stopped=lambda: False).changed) == 9
     index.close()
     tree.close()
+
+
+def test_versions_are_kept_by_number_and_age(tmp_path: Path) -> None:
+    from sdnet_sync.folders.keeping import bring_back, expire
+
+    root = tmp_path / "root"
+    root.mkdir()
+    tree, index = Tree(root), Index(tmp_path / "index.sqlite3")
+    tree.mark("0123456789abcdef")
+    for number in range(8):
+        write(root, "a.txt", f"version {number}")
+        place = tree.kept_place("a.txt", deleted=number == 7, batch=str(number))
+        disk = tree.disk_file("a.txt")
+        assert disk is not None
+        tree.retire("a.txt", expected=disk, keep=place)
+        index.keep([(place, "a.txt", bytes(32), 9, float(number), number == 7)])
+    expire(tree, index, 0.0, 3)
+    assert [kept.at for kept in index.kept()] == [7.0, 6.0, 5.0, 4.0]
+    expire(tree, index, 6.0, 3)
+    assert [kept.at for kept in index.kept()] == [7.0, 6.0]
+    assert len([path for path in root.rglob("a.txt")]) == 2
+    kept = index.kept()[0]
+    assert bring_back(tree, index, kept) == "a.txt"
+    assert (root / "a.txt").read_text() == "version 7"
+    assert bring_back(tree, index, index.kept()[0]) == "a (1).txt"
+    assert index.kept() == []
+    index.close()
+    tree.close()

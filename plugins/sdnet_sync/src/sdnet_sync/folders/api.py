@@ -127,7 +127,7 @@ class FolderApi:
                     finished=settled,
                     failed=status.problems,
                 )
-                if settled or status.state in ("absent", "paused"):
+                if settled or status.state in ("absent", "paused", "removed"):
                     return
                 with anyio.move_on_after(PROGRESS_S):
                     await folder.settled.wait()

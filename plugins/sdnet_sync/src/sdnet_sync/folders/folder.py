@@ -15,20 +15,20 @@ from typing import Any
 
 import anyio
 
-from sdnet_core.errors import ConflictError, NetworkingError, StorageError
-from sdnet_file_transfer import numbered
+from sdnet_core.errors import NetworkingError, StorageError
 
 from ..library import Library
 from ..operations import Role
 from ..replica import Commit
 from .applying import Applier, Done, Place, make_plan
 from .attachments import FolderRecord
-from .entries import FILE_KIND, FileInfo, Mode, effective, file_id, key_of, location_of
+from .entries import FILE_KIND, LOCATION_KIND, FileInfo, Mode, effective, file_id, key_of, location_of
 from .events import progress_event
 from .fetcher import Fetcher
 from .host import FolderHost
-from .index import Index, Kept
+from .index import Index
 from .indexing import Indexing
+from .keeping import expire
 from .publish import settle
 from .scan import Ignore, scan_all, scan_some
 from .tree import Tree
@@ -44,6 +44,7 @@ MAX_DIRTY = 100_000
 MAX_ATTEMPTS = 4
 ABSENT_POLL_S = 2.0
 RETRY_S = 5.0
+ANNOUNCE_S = 5.0
 PROGRESS_S = 0.5
 
 
@@ -51,7 +52,7 @@ class Folder:
     """A folder that belongs to a location.
 
     :param record: which folder, and of what.
-    :ivar state: ``starting``, ``indexing``, ``fetching``, ``ready``, ``absent`` or ``paused``.
+    :ivar state: ``starting``, ``indexing``, ``fetching``, ``ready``, ``absent``, ``paused`` or ``removed``.
     :ivar problems: what is left out or cannot be done, by path.
     """
 
@@ -80,6 +81,8 @@ class Folder:
         self._stopping = False
         self._tasks: anyio.abc.TaskGroup | None = None
         self._totals: tuple[int, int] | None = None
+        self._announced_at, self._announcing = float("-inf"), False
+        self._in_library: bool | None = None
         self.fetcher = Fetcher(self)
         self._indexing = Indexing(self)
 
@@ -140,25 +143,6 @@ class Folder:
         """Delete the index; blocks. The folder stays as it is."""
         for path in self.index.files():
             path.unlink(missing_ok=True)
-
-    def bring_back(self, kept: Kept) -> str:
-        """Put a file that was kept back, or beside what lies there now; blocks.
-
-        :returns: where it is.
-        :raises StorageError: it cannot be brought back.
-        """
-        for number in range(100):
-            folder, _, name = kept.path.rpartition("/")
-            path = f"{folder}/{numbered(name, number)}".lstrip("/")
-            try:
-                self.tree.restore(kept.place, path)
-            except ConflictError:
-                continue
-            except OSError as error:
-                raise StorageError(f"{kept.path} cannot be brought back: {error.strerror}.") from error
-            self.index.forget([kept.number])
-            return path
-        raise StorageError(f"{kept.path} cannot be brought back: too many files have its name.")
 
     # What wakes the owner
 
@@ -229,6 +213,9 @@ class Folder:
         self._wake.set()
 
     def _committed(self, commit: Commit) -> None:
+        for changed in commit.changes:
+            if changed.state.kind == LOCATION_KIND and changed.state.id == self.record.location:
+                self._in_library = changed.state.visible
         if not self.mirror:
             return
         if commit.many:
@@ -250,20 +237,12 @@ class Folder:
     async def _rescan(self) -> None:
         while True:
             await anyio.sleep(self.host.settings.rescan_s * self.host.ctx.randomness.uniform(0.75, 1.25))
-            await self.run_blocking(self._expire)
+            if self._tree is not None:
+                settings = self.host.settings
+                before = self.host.ctx.clock.now() - settings.keep_days * 86400
+                await self.run_blocking(expire, self._tree, self.index, before, settings.keep_versions)
             self._remote_all = self.mirror
             self.rescan()
-
-    def _expire(self) -> None:
-        settings, tree = self.host.settings, self._tree
-        if tree is None:
-            return
-        before = self.host.ctx.clock.now() - settings.keep_days * 86400
-        while expired := self.index.expired(before=before, versions=settings.keep_versions):
-            for kept in expired:
-                tree.forget(kept.place)
-            self.index.forget(kept.number for kept in expired)
-        self.index.prune_recipes()
 
     # The owner
 
@@ -277,6 +256,10 @@ class Folder:
                     self.state, pause_s = "paused", ABSENT_POLL_S
                 elif self.library.role is Role.NONE or self.library.replica.view.loading:
                     self.state, pause_s = "starting", ABSENT_POLL_S
+                elif not await self._belongs():
+                    # Taken out of the library for all: the files stay, here as everywhere.
+                    self.state, pause_s = "removed", ABSENT_POLL_S
+                    self.settled.set()
                 else:
                     await self._work()
                     if self.fetcher.wanted:
@@ -291,6 +274,12 @@ class Folder:
             with anyio.move_on_after(pause_s if pause_s is not None else float("inf")):
                 await self._wake.wait()
             self._wake = anyio.Event()
+
+    async def _belongs(self) -> bool:
+        """Whether the location is (still) in the library."""
+        if self._in_library is None:
+            self._in_library = await self.library.get(LOCATION_KIND, self.record.location) is not None
+        return self._in_library
 
     def _look_for_it(self) -> bool:
         """Whether the folder is there and is the one that it should be: an unmounted disk leaves an empty one."""
@@ -318,7 +307,7 @@ class Folder:
         return bool(await self.run_blocking(self._look_for_it))
 
     async def _work(self) -> None:
-        while True:
+        while await self._belongs():
             if self._local_all:
                 self._local_all, self.state = False, "indexing"
                 self._local.clear()
@@ -343,14 +332,29 @@ class Folder:
         totals = await self.run_blocking(self.index.totals)
         first = self._totals is None
         if totals != self._totals:
-            self._totals = totals
-            await self._indexing.announce()
+            await self._announce(totals)
         if self.state != "ready" or first:
             self.state = "ready"
             self._progress("done", force=True)
         self._attempts.clear()
         if not (self._local or self._local_all or self._remote or self._remote_all or self._ready):
             self.settled.set()
+
+    async def _announce(self, totals: tuple[int, int]) -> None:
+        """Tell the others how many files there are, but not with every change."""
+        wait_s = self._announced_at + ANNOUNCE_S - anyio.current_time()
+        if wait_s <= 0:
+            self._totals, self._announced_at = totals, anyio.current_time()
+            await self._indexing.announce()
+        elif self._tasks is not None and not self._announcing:
+            self._announcing = True
+
+            async def remind() -> None:
+                await anyio.sleep(wait_s)
+                self._announcing = False
+                self.wake()
+
+            self._tasks.start_soon(remind)
 
     async def _scan(self, paths: set[str] | None) -> None:
         ignore = await self.run_blocking(Ignore.read, self.tree)
@@ -408,7 +412,8 @@ class Folder:
             )
             self._remote.update(copies)
         applier = self._applier()
-        if plan.places or plan.removes or plan.renames or plan.touches:
+        # The location goes before its files do; that takes nothing from anybody's disk.
+        if await self._belongs() and (plan.places or plan.removes or plan.renames or plan.touches):
             done = await self.run_blocking(applier.apply, plan)
             await self._after(done)
         gone = {row.key for row in plan.removes}

@@ -33,7 +33,7 @@ class HolderInfo:
 class FolderStatus:
     """This device's folder of a location.
 
-    :param state: ``starting``, ``indexing``, ``fetching``, ``ready``, ``absent`` or ``paused``.
+    :param state: ``starting``, ``indexing``, ``fetching``, ``ready``, ``absent``, ``paused`` or ``removed``.
     :param waiting: files whose contents are lacking.
     :param received_bytes: contents that came from others since the node started.
     :param problems: path and reason of what is left out or cannot be done.

@@ -34,6 +34,7 @@ from .browsing import files_below, holders_of, locations_of
 from .entries import FILE_KIND, HOLDER_KIND, LOCATION_KIND, Location, Mode, file_id, file_key, holder_id
 from .folder import Folder
 from .jobs import Jobs
+from .keeping import bring_back
 from .publish import set_location
 from .records import FolderStatus, HolderInfo, LocationInfo, TrashItem
 from .serving import Source
@@ -349,7 +350,7 @@ class FolderService:
         kept = next((k for k in await self.ctx.run_blocking(folder.index.kept) if k.number == number), None)
         if kept is None:
             raise NotFoundError(f"Nothing is kept under the number {number}.")
-        path: str = await self.ctx.run_blocking(folder.bring_back, kept)
+        path: str = await self.ctx.run_blocking(bring_back, folder.tree, folder.index, kept)
         folder.changed_here([path])
         return path
 
