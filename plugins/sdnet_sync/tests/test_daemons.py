@@ -116,7 +116,13 @@ def test_kill_9_while_mirroring(tmp_path: Path) -> None:
             until(lambda pid=pid: not _runs(pid), f"kill {number}")
             victim.start()
         for daemon in daemons:
-            until(lambda root=roots[daemon.name]: files(root) == expected, f"{daemon.name} has all", within_s=120)
+            root = roots[daemon.name]
+            try:
+                until(lambda root=root: files(root) == expected, f"{daemon.name} has all", within_s=120)
+            except AssertionError:
+                found = files(root)
+                wrong = sorted(path for path in expected.keys() | found if expected.get(path) != found.get(path))
+                raise AssertionError(f"{daemon.name}: {wrong}, {daemon.json('sync', 'locations', 'Recipes')}") from None
         until(lambda: in_step(*daemons), "the libraries are equal")
         assert [daemon.json("sync", "conflicts", "Recipes") for daemon in daemons] == [[], []]
 

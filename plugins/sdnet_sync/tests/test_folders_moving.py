@@ -46,6 +46,17 @@ async def test_only_changed_blocks_move_and_renames_move_nothing(tmp_path: Path)
         assert fetcher.received_bytes == before
 
 
+async def test_many_files_with_the_same_contents(tmp_path: Path) -> None:
+    big = os.urandom(200_000)
+    files = {f"{number}/empty": b"" for number in range(40)} | {f"{number}/same": b"same" for number in range(40)}
+    files |= {f"{number}/big": big for number in range(12)}
+    async with mirrored(tmp_path, files=files) as (linked, _, (_, b), location):
+        await holds(b, files)
+        fetcher = service(linked[1]).folders.folder(location.id).fetcher
+        assert fetcher.received_bytes < 2 * len(big)
+        assert service(linked[1]).folders.folder(location.id).problems == {}
+
+
 async def test_contents_go_through_a_member_in_between(tmp_path: Path) -> None:
     async with mirrored(tmp_path, 3) as (linked, _, (a, b, c), _):
         linked.cut(linked[0], linked[2])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sdnet_core.errors import ConflictError
@@ -66,13 +66,15 @@ class Done:
     :ivar fetch: files whose contents are not here.
     :ivar changed: paths that are not what we knew: to be looked at again, before anything else happens to them.
     :ivar problems: what cannot be done, and why, by path.
-    :ivar again: keys to plan once more.
+    :ivar again: keys to plan once more, as something was in the way.
+    :ivar later: keys to plan once more, as others came first.
     """
 
     fetch: list[Place] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
     again: list[str] = field(default_factory=list)
+    later: list[str] = field(default_factory=list)
     placed: int = 0
 
 
@@ -195,25 +197,31 @@ class Applier:
         """Place those whose contents are in the folder already, or in what was kept; the others are to be fetched."""
         found = self._index.with_digests(list({place.info.digest for place in places})) if places else {}
         ready: list[Place] = []
-        taken: set[bytes] = set()
-        for place in places:
-            digest = place.info.digest
-            sources = [found[digest].local] if digest in found else []
+        parts: dict[str, str] = {}
+        taken: set[str] = set()
+        for number, place in enumerate(places):
+            info = place.info
+            name = part_name(info.digest)
+            if name in taken:
+                if info.size > MIN_BLOCK_BYTES:
+                    done.later.append(place.key)  # one after the other: the same part serves them all
+                    continue
+                name = f"{name}-{number}"
+            sources = [found[info.digest].local] if info.digest in found else []
             if not sources:
-                sources = [kept.place for kept in self._index.kept(digest=digest, limit=2)]
-            if digest in taken:
-                done.again.append(place.key)
-            elif any(self._copy(place.info, source) for source in sources):
-                taken.add(digest)
+                sources = [kept.place for kept in self._index.kept(digest=info.digest, limit=2)]
+            if any(self._copy(info, source, name) for source in sources):
+                taken.add(name)
+                parts[place.key] = name
                 ready.append(place)
             else:
                 done.fetch.append(place)
-        self.place_ready(ready, done)
+        self.place_ready(ready, done, parts)
 
-    def _copy(self, info: FileInfo, source: str) -> bool:
+    def _copy(self, info: FileInfo, source: str, name: str) -> bool:
         try:
             if info.size <= MIN_BLOCK_BYTES:
-                return copy_small(self._tree, info, source)
+                return copy_small(self._tree, info, source, name)
             recipe = self._index.recipe(info.digest)
             if recipe is None:
                 return False
@@ -228,9 +236,10 @@ class Applier:
         except OSError:
             return False
 
-    def place_ready(self, places: Iterable[Place], done: Done) -> None:
+    def place_ready(self, places: Iterable[Place], done: Done, parts: Mapping[str, str] = {}) -> None:
         """Make whole parts visible.
 
+        :param parts: the part for a key, where it is not called after its contents.
         :raises OSError: the disk failed.
         """
         places = list(places)
@@ -249,20 +258,21 @@ class Applier:
         rows: list[Row] = []
         with self._tree.placing() as placing:
             for place in places:
-                row = self._place(placing, place, keeps.get(place.key), done)
+                name = parts.get(place.key) or part_name(place.info.digest)
+                row = self._place(placing, name, place, keeps.get(place.key), done)
                 if row is not None:
                     rows.append(row)
         # A row must not be on the disk before the file it speaks of: that would look like a deletion.
         self._sync()
         self._index.change(rows)
 
-    def _place(self, placing: Placing, place: Place, keep: str | None, done: Done) -> Row | None:
+    def _place(self, placing: Placing, name: str, place: Place, keep: str | None, done: Done) -> Row | None:
         target, old = place.info.path, place.row
         in_place = old is not None and old.info.path == target
         local = old.local if old is not None and in_place else target
         try:
             disk = placing.place(
-                part_name(place.info.digest),
+                name,
                 local,
                 replaces=old.disk if old is not None and in_place else None,
                 keep=keep if in_place else None,

@@ -44,6 +44,7 @@ MAX_DIRTY = 100_000
 MAX_ATTEMPTS = 4
 ABSENT_POLL_S = 2.0
 RETRY_S = 5.0
+BLOCKED_S = 10.0
 ANNOUNCE_S = 5.0
 PROGRESS_S = 0.5
 
@@ -449,12 +450,21 @@ class Folder:
         self.fetcher.want(done.fetch)
         for path in done.changed:
             self._local.add(path)
+        self._remote.update(done.later)
         for key in done.again:
             self._attempts[key] += 1
             if self._attempts[key] <= MAX_ATTEMPTS:
                 self._remote.add(key)
             else:
                 self.problems[key] = "something else lies in its place"
+                if self._tasks is not None:
+                    self._tasks.start_soon(self._try_again, key)
+
+    async def _try_again(self, key: str) -> None:
+        await anyio.sleep(BLOCKED_S)
+        self.problems.pop(key, None)
+        self._remote.add(key)
+        self._begin()
 
     def member_names(self) -> dict[bytes, str]:
         """The members' names, as the library has them: the same on all devices."""

@@ -22,14 +22,15 @@ def part_name(digest: bytes) -> str:
     return digest.hex()
 
 
-def write_small(tree: Tree, files: Iterable[tuple[FileInfo, bytes]]) -> None:
+def write_small(tree: Tree, files: Iterable[tuple[FileInfo, bytes]], name: str | None = None) -> None:
     """Write files of one block, whose contents were checked.
 
+    :param name: of the part; that for its contents if None.
     :raises OSError: they cannot be written.
     """
     with tree.parts() as parts:
         for info, data in files:
-            descriptor = os.open(part_name(info.digest), _CREATE | os.O_TRUNC, 0o666, dir_fd=parts)
+            descriptor = os.open(name or part_name(info.digest), _CREATE | os.O_TRUNC, 0o666, dir_fd=parts)
             try:
                 _write(descriptor, data, 0)
                 set_attributes(descriptor, mtime_ns=info.mtime_ns, executable=bool(info.flags & EXECUTABLE))
@@ -37,9 +38,10 @@ def write_small(tree: Tree, files: Iterable[tuple[FileInfo, bytes]]) -> None:
                 os.close(descriptor)
 
 
-def copy_small(tree: Tree, info: FileInfo, local: str) -> bool:
+def copy_small(tree: Tree, info: FileInfo, local: str, name: str) -> bool:
     """Take the contents of a file of one block from another file of the folder.
 
+    :param name: of the part.
     :returns: whether it holds them (still).
     """
     if info.size > MIN_BLOCK_BYTES:
@@ -51,7 +53,7 @@ def copy_small(tree: Tree, info: FileInfo, local: str) -> bool:
         return False
     if hash_block(data) != info.digest:
         return False
-    write_small(tree, [(info, data)])
+    write_small(tree, [(info, data)], name)
     return True
 
 
