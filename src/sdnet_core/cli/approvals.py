@@ -27,7 +27,7 @@ def approvals(ctx: click.Context, as_json: bool) -> None:
         ctx.invoke(list_approvals, as_json=as_json)
 
 
-@approvals.command(name="list")
+@approvals.command(name="list", epilog="\b\nExamples:\n  sdnet approvals list --json")
 @json_option
 @pass_cli
 def list_approvals(cli: Cli, as_json: bool) -> None:
@@ -49,7 +49,7 @@ def list_approvals(cli: Cli, as_json: bool) -> None:
     cli.table(rows, columns, empty="Nothing waits for an answer.")
 
 
-@approvals.command()
+@approvals.command(epilog="\b\nExamples:\n  sdnet approvals approve 3f2a")
 @click.argument("approval_id", metavar="ID")
 @json_option
 @pass_cli
@@ -58,7 +58,7 @@ def approve(cli: Cli, approval_id: str, as_json: bool) -> None:
     _answer(cli, approval_id, "approve", "may go on with", as_json)
 
 
-@approvals.command()
+@approvals.command(epilog="\b\nExamples:\n  sdnet approvals deny 3f2a")
 @click.argument("approval_id", metavar="ID")
 @json_option
 @pass_cli

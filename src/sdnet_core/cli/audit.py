@@ -60,7 +60,7 @@ def audit(ctx: click.Context, cli: Cli, since: float | None, kinds: str | None, 
                 _show(cli, line, as_json)
 
 
-@audit.command()
+@audit.command(epilog="\b\nExamples:\n  sdnet audit verify")
 @json_option
 @pass_cli
 def verify(cli: Cli, as_json: bool) -> int:

@@ -76,6 +76,7 @@ def purge(cli: Cli, plugin: str | None, everything: bool, yes: bool, as_json: bo
     if everything and not root.exists():
         raise NotFoundError(f"There are no data in {root}.")
     targets = [root] if plugin is None else _folders(cli, plugin)
+    _refuse_while_running(cli)
     size = sum(map(_size, targets))
     if not yes:
         what = "ALL data of this node, its identity and pairings included" if everything else f"the data of {plugin}"
@@ -87,12 +88,17 @@ def purge(cli: Cli, plugin: str | None, everything: bool, yes: bool, as_json: bo
         cli.print(f"Removed {format_size(size)}.")
 
 
-def _remove(cli: Cli, targets: list[Path], everything: bool) -> None:
+def _refuse_while_running(cli: Cli) -> None:
     from ..daemon.process import lock_holder
-    from ..storage import DirectoryLock
 
     if lock_holder(cli.config) is not None:
         raise ConflictError("The node is running; stop it first: sdnet stop")
+
+
+def _remove(cli: Cli, targets: list[Path], everything: bool) -> None:
+    from ..storage import DirectoryLock
+
+    _refuse_while_running(cli)
     try:
         with DirectoryLock(cli.config.paths.data):
             for target in targets:

@@ -12,6 +12,7 @@ from .kit import Cli, complete_devices, format_duration, format_size, format_tim
 
 __all__ = ["devices", "ping"]
 
+_SECONDS = click.FloatRange(0, 1e9, min_open=True)
 _WORTH_ANOTHER_TRY = (ConnectionFailedError.code, NetworkTimeoutError.code)
 
 
@@ -40,7 +41,9 @@ def _where(device: dict[str, Any]) -> str:
     return f"relayed by {address}" if device.get("path") == "relayed" else address
 
 
-@devices.command(name="list")
+@devices.command(
+    name="list", epilog="\b\nExamples:\n  sdnet devices list\n  sdnet devices list --json | jq -r .[].name"
+)
 @json_option
 @pass_cli
 def list_devices(cli: Cli, as_json: bool) -> None:
@@ -91,7 +94,7 @@ def info(cli: Cli, device: str, as_json: bool) -> None:
         ("system", f"{found['os']}, sdnet {found['version']}"),
         ("trust", found["trust"]),
         ("state", found["state"] + (f": {found['reason']}" if found["reason"] else "")),
-        ("way to it", found["connection_state"]),
+        ("way to it", "" if found["connection_state"] == found["state"] else found["connection_state"]),
         ("last error", "" if found["last_error"] == found["reason"] else found["last_error"]),
         ("paired", format_time(found["paired_at"])),
         ("last seen", "now" if found["connected"] else format_time(found["last_seen"])),
@@ -104,7 +107,9 @@ def info(cli: Cli, device: str, as_json: bool) -> None:
         ("round trip", f"{latency_s * 1000:.2f} ms" if latency_s is not None else ""),
         (
             "encryption",
-            f"{connection['suite']}, until {format_time(connection['keys_expire_at'])}" if connection else "",
+            f"{connection['suite'].replace('_', '-').upper()}, until {format_time(connection['keys_expire_at'])}"
+            if connection
+            else "",
         ),
         ("sent", _traffic(connection, "sent")),
         ("received", _traffic(connection, "received")),
@@ -165,7 +170,13 @@ def _totals(found: dict[str, Any]) -> str:
         return ""
     times = "once" if found["connections"] == 1 else f"{found['connections']} times"
     failed = "1 attempt" if found["failures"] == 1 else f"{found['failures']} attempts"
-    connected = f"connected {times}, for {format_duration(found['connected_s'])}"
+    # The totals are without the connection that there is now.
+    connected_s = found["connected_s"] + sum(
+        max(0.0, time.time() - entry["began_at"])
+        for entry in found["entries"]
+        if entry["kind"] == "connection" and entry["open"]
+    )
+    connected = f"connected {times}, for {format_duration(connected_s)}"
     return f"{connected}; {failed} failed; since {format_time(found['since'])}"
 
 
@@ -173,7 +184,8 @@ def _traffic(connection: dict[str, Any], way: str) -> str:
     if not connection:
         return ""
     size, records = format_size(connection[f"bytes_{way}"]), connection[f"records_{way}"]
-    return f"{size} in {records} records, {connection[f'messages_{way}']} messages"
+    messages = connection[f"messages_{way}"]
+    return f"{size} in {records} records, {messages} message{'' if messages == 1 else 's'}"
 
 
 @devices.command(epilog="\b\nExamples:\n  sdnet devices trust phone verified\n  sdnet devices trust laptop trusted")
@@ -229,11 +241,22 @@ def rename(cli: Cli, device: str, name: str | None, reset: bool, as_json: bool) 
 @click.argument("device", shell_complete=complete_devices)
 @click.option("--auto-connect/--no-auto-connect", default=True, help="Connect whenever possible, or only when needed.")
 @click.option("--address", "addresses", multiple=True, help="Always look for it here, too; may be given several times.")
-@click.option("--transport", "transports", multiple=True, help="Preferred one, such as tcp or quic; the first first.")
-@click.option("--pause-min", "reconnect_min_s", type=float, help="First pause between attempts, seconds.")
-@click.option("--pause-max", "reconnect_max_s", type=float, help="Longest pause between attempts, seconds.")
-@click.option("--keepalive", "keepalive_interval_s", type=float, help="Seconds without a sign before one is given.")
-@click.option("--misses", "keepalive_misses", type=int, help="Keepalives missed before the connection counts as lost.")
+@click.option(
+    "--transport",
+    "transports",
+    multiple=True,
+    type=click.Choice(["tcp", "quic", "ws"]),
+    help="Preferred one; the first given is tried first.",
+)
+@click.option("--pause-min", "reconnect_min_s", type=_SECONDS, help="First pause between attempts, seconds.")
+@click.option("--pause-max", "reconnect_max_s", type=_SECONDS, help="Longest pause between attempts, seconds.")
+@click.option("--keepalive", "keepalive_interval_s", type=_SECONDS, help="Seconds without a sign before one is given.")
+@click.option(
+    "--misses",
+    "keepalive_misses",
+    type=click.IntRange(1, 100),
+    help="Keepalives missed before the connection counts as lost.",
+)
 @json_option
 @pass_cli
 def configure(cli: Cli, /, device: str, as_json: bool, **options: Any) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..daemon.api_error import ApiError
 from ..errors import NetworkingError
 from .kit import Cli, clean
 
@@ -126,6 +127,10 @@ class SdnetGroup(click.Group):
     def _unknown(self, ctx: click.Context, name: str) -> click.UsageError:
         from difflib import get_close_matches
 
+        for record in _plugins(ctx).records:
+            if record.state != "loaded" and record.name.replace("_", "-") == name.replace("_", "-"):
+                why = f"{record.state}: {record.reason}" if record.reason else record.state
+                return click.UsageError(f"There is no command {name!r}: the plugin {record.name!r} is {why}.", ctx)
         near = get_close_matches(name, self.list_commands(ctx), n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         if not hint and any(record.state != "loaded" for record in _plugins(ctx).records):
@@ -227,7 +232,7 @@ def _report(error: Exception, *, as_json: bool) -> int:
         if as_json:
             document = {
                 "type": f"urn:sdnet:error:{code}",
-                "title": (type(found).__doc__ or code).split("\n", 1)[0],
+                "title": _title(found, code),
                 "status": status,
                 "detail": detail,
                 "exit_code": exit_code,
@@ -238,6 +243,19 @@ def _report(error: Exception, *, as_json: bool) -> int:
                 click.echo(found.ctx.get_usage(), err=True)
             click.echo(f"sdnet: {clean(detail, keep_newlines=True)}", err=True)
     return exit_code
+
+
+def _title(error: BaseException, code: str) -> str:
+    """What kind of error it is, in a sentence."""
+    match error:
+        case click.ClickException():
+            return "The command was used wrongly."
+        case ApiError():
+            return error.title
+        case NetworkingError():
+            return (type(error).__doc__ or code).split("\n", 1)[0]
+        case _:
+            return "A mistake of sdnet or of a plugin."
 
 
 def _discard_output() -> None:

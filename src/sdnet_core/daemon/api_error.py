@@ -19,8 +19,11 @@ class ApiError(NetworkingError):
     http_status: int  # type: ignore[misc]
     exit_code: int  # type: ignore[misc]
 
-    def __init__(self, detail: str, *, code: str = "networking", http_status: int = 500, exit_code: int = 1) -> None:
+    def __init__(
+        self, detail: str, *, code: str = "networking", http_status: int = 500, exit_code: int = 1, title: str = ""
+    ) -> None:
         super().__init__(detail)
+        self.title = title or code
         self.code = code
         self.http_status = http_status
         self.exit_code = exit_code
@@ -36,6 +39,7 @@ class ApiError(NetworkingError):
             code=str(values.get("type", "")).removeprefix(ERROR_NAMESPACE) or "networking",
             http_status=int(values.get("status", http_status)),
             exit_code=exit_code if isinstance(exit_code, int) and 1 <= exit_code <= 4 else 1,
+            title=str(values.get("title") or ""),
         )
 
 

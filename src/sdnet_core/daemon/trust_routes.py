@@ -9,6 +9,7 @@ import msgspec
 
 from ..devices.records import ConnectionConfig
 from ..devices.trust import Trust
+from ..discovery.multiaddrs import parse_multiaddr
 from ..errors import InvalidRequestError
 from ..hookspecs import ApiRequest, Route
 
@@ -82,6 +83,11 @@ class TrustRoutes:
     async def connection(self, request: ApiRequest) -> Any:
         body = request.body_as(_ConnectionBody)
         device = self._core.find_device(request.path["ref"])
+        for address in body.addresses:
+            try:
+                parse_multiaddr(address)
+            except ValueError as error:
+                raise InvalidRequestError(f"{address!r} is no address such as /ip4/192.0.2.7/tcp/4001.") from error
         config = ConnectionConfig(
             transports=tuple(body.transports),
             addresses=tuple(body.addresses),

@@ -50,7 +50,7 @@ def test_all_means_all(data: Path) -> None:
 
 def test_nothing_goes_while_a_node_runs(data: Path) -> None:
     with DirectoryLock(data):
-        result = run("purge", "--all", "--yes")
+        result = run("purge", "--all")  # Refused at once, not after a question whose answer changes nothing.
     assert isinstance(result.exception, ConflictError)
     assert "sdnet stop" in result.exception.detail
     assert (data / "vault").exists()

@@ -7,11 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+
+from sdnet_core.cli import main
+from sdnet_core.cli.kit import Cli
 
 COMMAND = [sys.executable, "-m", "sdnet_core.cli"]
 Sdnet = Callable[..., subprocess.CompletedProcess[str]]
@@ -266,3 +270,37 @@ def test_interrupted_while_it_waits(environ: dict[str, str]) -> None:
         finally:
             process.kill()
         assert "Traceback" not in process.stderr.read()
+
+
+def commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command, click.Context]]:
+    ctx = click.Context(command, info_name=name, obj=Cli(None))
+    if not isinstance(command, click.Group):
+        yield name, command, ctx
+        return
+    for part in command.list_commands(ctx):
+        found = command.get_command(ctx, part)
+        assert found is not None
+        yield from commands(found, f"{name} {part}")
+
+
+def test_every_command_has_an_example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SDNET_HOME", str(tmp_path))
+    found = list(commands(main.sdnet, "sdnet"))
+    assert len(found) > 40
+    for name, command, ctx in found:
+        text = command.get_help(ctx)
+        assert "Examples:" in text, name
+        assert name in text.partition("Examples:")[2], f"{name}: the example is of another command"
+
+
+def test_wrong_usage_as_json(sdnet: Sdnet) -> None:
+    problem = json.loads(sdnet("devices", "--json", "--nonsense").stderr)
+    assert problem["title"] == "The command was used wrongly."
+    assert problem["exit_code"] == 2
+
+
+def test_the_command_of_a_disabled_plugin(sdnet: Sdnet, environ: dict[str, str]) -> None:
+    environ["SDNET_DISABLE_PLUGINS"] = "messaging"
+    done = subprocess.run([*COMMAND, "messaging"], env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "the plugin 'messaging' is disabled" in done.stderr

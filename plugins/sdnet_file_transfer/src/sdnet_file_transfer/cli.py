@@ -171,12 +171,12 @@ def _list(cli: Cli, as_json: bool, state: str | None) -> None:
     if as_json:
         cli.print_json(found)
         return
-    columns = [("id", "ID"), ("way", "Way"), ("device", "Device"), ("name", "Name"), ("size", "Size")]
-    columns += [("state", "State"), ("time", "Started"), ("reason", "Note")]
+    columns = [("id", "ID"), ("way", "WAY"), ("device", "DEVICE"), ("name", "NAME"), ("size", "SIZE")]
+    columns += [("state", "STATE"), ("time", "STARTED"), ("reason", "NOTE")]
     cli.table([_row(transfer) for transfer in found], columns, empty="There are no transfers.")
 
 
-@transfers.command("list")
+@transfers.command("list", epilog="\b\nExamples:\n  sdnet transfers list --json")
 @json_option
 @pass_cli
 def list_(cli: Cli, as_json: bool) -> None:
@@ -184,7 +184,7 @@ def list_(cli: Cli, as_json: bool) -> None:
     _list(cli, as_json, "active")
 
 
-@transfers.command()
+@transfers.command(epilog="\b\nExamples:\n  sdnet transfers history")
 @click.option("--clear", is_flag=True, help="Forget them.")
 @json_option
 @pass_cli
@@ -222,7 +222,7 @@ def _row(transfer: dict[str, Any]) -> dict[str, str]:
     }
 
 
-@transfers.command()
+@transfers.command(epilog="\b\nExamples:\n  sdnet transfers cancel 3f2a")
 @click.argument("transfer_id", metavar="ID")
 @json_option
 @pass_cli
@@ -247,7 +247,7 @@ def _act(cli: Cli, transfer_id: str, action: str, body: dict[str, Any], done: st
         cli.print(f"{done} {_what(transfer)}.")
 
 
-@transfers.command()
+@transfers.command(epilog="\b\nExamples:\n  sdnet transfers pause 3f2a")
 @click.argument("transfer_id", metavar="ID")
 @json_option
 @pass_cli
@@ -256,7 +256,7 @@ def pause(cli: Cli, transfer_id: str, as_json: bool) -> None:
     _act(cli, transfer_id, "pause", {}, "Paused", as_json)
 
 
-@transfers.command()
+@transfers.command(epilog="\b\nExamples:\n  sdnet transfers resume 3f2a")
 @click.argument("transfer_id", metavar="ID")
 @json_option
 @pass_cli
@@ -265,7 +265,7 @@ def resume(cli: Cli, transfer_id: str, as_json: bool) -> None:
     _act(cli, transfer_id, "resume", {}, "Resumed", as_json)
 
 
-@transfers.command()
+@transfers.command(epilog="\b\nExamples:\n  sdnet transfers accept 3f2a")
 @click.argument("transfer_id", metavar="ID")
 @json_option
 @pass_cli
@@ -274,7 +274,7 @@ def accept(cli: Cli, transfer_id: str, as_json: bool) -> None:
     _act(cli, transfer_id, "answer", {"accept": True}, "Accepted", as_json)
 
 
-@transfers.command()
+@transfers.command(epilog="\b\nExamples:\n  sdnet transfers reject 3f2a")
 @click.argument("transfer_id", metavar="ID")
 @json_option
 @pass_cli
@@ -328,7 +328,7 @@ def limit(cli: Cli, up: int | None, down: int | None, device: str | None, as_jso
         return
     rows = [{"device": "all together", **_shown_rates(found)}]
     rows += [{"device": one["device_name"], **_shown_rates(one)} for one in found["devices"]]
-    cli.table(rows, [("device", "Device"), ("up", "Up"), ("down", "Down")])
+    cli.table(rows, [("device", "DEVICE"), ("up", "UP"), ("down", "DOWN")])
 
 
 def _shown_rates(rates: dict[str, Any]) -> dict[str, str]:

@@ -26,7 +26,7 @@ def share() -> None:
     """Share folders with single devices: they may list and get what is in them. Nothing is shared by itself."""
 
 
-@share.command()
+@share.command(epilog="\b\nExamples:\n  sdnet share add ~/Photos --to laptop --to phone")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
 @click.option("--to", "devices", required=True, multiple=True, metavar="DEVICE", help="Who may; can be repeated.")
 @click.option("--name", default="", help="What the devices call it.  [default: the folder's name]")
@@ -42,7 +42,7 @@ def add(cli: Cli, folder: str, devices: tuple[str, ...], name: str, as_json: boo
         cli.print(f"{found['path']} is shared as {found['name']} with {', '.join(found['device_names'])}.")
 
 
-@share.command("list")
+@share.command("list", epilog="\b\nExamples:\n  sdnet share list --json")
 @json_option
 @pass_cli
 def list_(cli: Cli, as_json: bool) -> None:
@@ -51,11 +51,11 @@ def list_(cli: Cli, as_json: bool) -> None:
     if as_json:
         cli.print_json(found)
         return
-    columns = [("name", "Name"), ("path", "Folder"), ("device_names", "Shared with")]
+    columns = [("name", "NAME"), ("path", "FOLDER"), ("device_names", "SHARED WITH")]
     cli.table(found, columns, empty="Nothing is shared.")
 
 
-@share.command()
+@share.command(epilog="\b\nExamples:\n  sdnet share remove Photos --from phone\n  sdnet share remove Photos")
 @click.argument("name")
 @click.option("--from", "device", metavar="DEVICE", help="From this device only.")
 @json_option
@@ -95,7 +95,7 @@ def ls(cli: Cli, place: tuple[str, str], as_json: bool) -> None:
         cli.print_json(found)
         return
     rows = [_row(entry) for entry in found]
-    columns = [("size", "Size"), ("time", "Changed"), ("name", "Name")]
+    columns = [("size", "SIZE"), ("time", "CHANGED"), ("name", "NAME")]
     cli.table(rows, columns, empty="There is nothing.")
 
 

@@ -36,7 +36,12 @@ def msg() -> None:
     """Texts between paired devices."""
 
 
-@msg.command()
+@msg.command(
+    epilog="\b\nExamples:\n"
+    "  sdnet msg send laptop Dinner at eight?\n"
+    "  git log -1 | sdnet msg send laptop -\n"
+    "  sdnet msg send phone 'Train in 10 minutes' --ttl 10m --priority high"
+)
 @click.argument("device")
 @click.argument("text", nargs=-1, required=True)
 @_sending
@@ -54,7 +59,7 @@ def send(
     _say(cli, cli.client.post("/messaging/messages", body), as_json)
 
 
-@click.command()
+@click.command(epilog="\b\nExamples:\n  sdnet notify phone 'The backup is done'")
 @click.argument("device")
 @click.argument("title")
 @click.argument("body", default="")
@@ -115,7 +120,7 @@ def notify(
     raise NotFoundError(f"Nothing was chosen at {receipt['device_name']} within {format_duration(wait)}.")
 
 
-@msg.command()
+@msg.command(epilog="\b\nExamples:\n  sdnet msg inbox\n  sdnet msg inbox --json")
 @click.option("--unread", is_flag=True, help="Only those not read yet.")
 @click.option("--keep-unread", is_flag=True, help="Do not mark what is shown as read.")
 @json_option
@@ -135,7 +140,7 @@ def inbox(cli: Cli, unread: bool, keep_unread: bool, as_json: bool) -> None:
         cli.client.post("/messaging/inbox/read", {"ids": fresh})
 
 
-@msg.command()
+@msg.command(epilog="\b\nExamples:\n  sdnet msg listen")
 @click.option("--keep-unread", is_flag=True, help="Do not mark what is shown as read.")
 @json_option
 @pass_cli
@@ -154,7 +159,7 @@ def listen(cli: Cli, keep_unread: bool, as_json: bool) -> None:
         pass
 
 
-@msg.command()
+@msg.command(epilog="\b\nExamples:\n  sdnet msg choose 12 snooze")
 @click.argument("notification")
 @click.argument("action")
 @json_option
@@ -167,7 +172,7 @@ def choose(cli: Cli, notification: str, action: str, as_json: bool) -> None:
     _say(cli, cli.client.post(f"/messaging/inbox/{message['id']}/choice", {"action": action}), as_json)
 
 
-@msg.command()
+@msg.command(epilog="\b\nExamples:\n  sdnet msg outbox")
 @click.option("--device", help="Only what waits for this one.")
 @json_option
 @pass_cli
@@ -204,7 +209,7 @@ def outbox(cli: Cli, device: str | None, as_json: bool) -> None:
     )
 
 
-@msg.command()
+@msg.command(epilog="\b\nExamples:\n  sdnet msg cancel 3f2a")
 @click.argument("message")
 @json_option
 @pass_cli

@@ -88,11 +88,12 @@ def generate(cli: Cli, auto_accept: bool, qr: bool, out: Path | None, no_wait: b
     With --json, one line is printed for the code and one for every change.
 
     \b
-    sdnet pair generate
-    sdnet pair generate --qr
-    sdnet pair generate --out code.png
-    sdnet pair generate --auto-accept
-    sdnet pair generate --no-wait --json
+    Examples:
+      sdnet pair generate
+      sdnet pair generate --qr
+      sdnet pair generate --out code.png
+      sdnet pair generate --auto-accept
+      sdnet pair generate --no-wait --json
     """
     if out is not None:
         from .qr import file_format
@@ -127,9 +128,10 @@ def join(
     enough.
 
     \b
-    sdnet pair join
-    sdnet pair join - < code.txt
-    sdnet pair join legal winner thank year wave sausage worth useful legal winner thank yellow
+    Examples:
+      sdnet pair join
+      sdnet pair join - < code.txt
+      sdnet pair join legal winner thank year wave sausage worth useful legal winner thank yellow
     """
     # Checked here first, so that what is misspelt goes no further.
     code = _read_code(cli, words)
@@ -153,8 +155,9 @@ def status(cli: Cli, id: str | None, as_json: bool) -> None:
     """List pairing sessions, or show the one with ID (a unique beginning of it is enough).
 
     \b
-    sdnet pair status
-    sdnet pair status 3f2a
+    Examples:
+      sdnet pair status
+      sdnet pair status 3f2a
     """
     if id is not None:
         found = cli.client.get(f"{_SESSIONS}/{quote_segment(id)}")
@@ -177,6 +180,10 @@ def pending(cli: Cli, as_json: bool) -> None:
     """List the devices that wait for our answer: they know a code of ours, or another device has introduced them.
 
     Compare the fingerprint with the one that the device shows itself ('sdnet status' there).
+
+    \b
+    Examples:
+      sdnet pair pending
     """
     sessions, introduced = cli.client.get("/pairing/pending"), pending_rows(cli)
     if as_json:
@@ -199,7 +206,8 @@ def accept(cli: Cli, id: str, as_json: bool) -> None:
     """Pair with the device of the session or introduction ID, as 'pair pending' lists it.
 
     \b
-    sdnet pair accept 3f2a
+    Examples:
+      sdnet pair accept 3f2a
     """
     session = unless_unknown(lambda: cli.client.post(f"{_SESSIONS}/{quote_segment(id)}/accept"))
     if session is None:
@@ -219,7 +227,8 @@ def reject(cli: Cli, id: str, as_json: bool) -> None:
     """Do not pair with the device of the session or introduction ID. A code is worthless then.
 
     \b
-    sdnet pair reject 3f2a
+    Examples:
+      sdnet pair reject 3f2a
     """
     session = unless_unknown(lambda: cli.client.post(f"{_SESSIONS}/{quote_segment(id)}/reject"))
     if session is None:
@@ -240,7 +249,8 @@ def cancel(cli: Cli, id: str, as_json: bool) -> None:
     """Give up the session ID, whichever side of it this device is, or the introduction ID that this device makes.
 
     \b
-    sdnet pair cancel 3f2a
+    Examples:
+      sdnet pair cancel 3f2a
     """
     session = unless_unknown(lambda: cli.client.delete(f"{_SESSIONS}/{quote_segment(id)}"))
     if session is None:

@@ -21,7 +21,7 @@ _WHO = {
 }
 
 
-@click.command()
+@click.command(epilog="\b\nExamples:\n  sdnet drop pending")
 @json_option
 @pass_cli
 def pending(cli: Cli, as_json: bool) -> None:
@@ -47,7 +47,7 @@ def pending(cli: Cli, as_json: bool) -> None:
     cli.table(rows, columns, empty="No offer waits for an answer.")
 
 
-@click.command()
+@click.command(epilog="\b\nExamples:\n  sdnet drop accept 3f2a\n  sdnet drop accept 3f2a --to ~/Pictures")
 @click.argument("drop_id", metavar="ID")
 @click.option("--to", "folder", metavar="FOLDER", type=click.Path(file_okay=False), help="Where to put it.")
 @click.option("--detach", is_flag=True, help="Do not wait until it has arrived.")
@@ -81,7 +81,7 @@ def accept(cli: Cli, drop_id: str, folder: str | None, detach: bool, as_json: bo
         cli.print(f"Received {what(ended)} from {ended['device_name']}: {places}")
 
 
-@click.command()
+@click.command(epilog="\b\nExamples:\n  sdnet drop reject 3f2a")
 @click.argument("drop_id", metavar="ID")
 @click.option("--reason", default="", metavar="TEXT", help="Told to the sender.")
 @json_option
@@ -95,7 +95,7 @@ def reject(cli: Cli, drop_id: str, reason: str, as_json: bool) -> None:
         cli.note(f"Rejected {what(rejected)} from {rejected['device_name']}.")
 
 
-@click.command()
+@click.command(epilog="\b\nExamples:\n  sdnet drop listen")
 @click.option("--to", "folder", metavar="FOLDER", type=click.Path(file_okay=False), help="Where accepted files go.")
 @json_option
 @pass_cli

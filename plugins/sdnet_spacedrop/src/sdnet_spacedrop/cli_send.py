@@ -221,7 +221,7 @@ def _update(progress: Progress, drops: dict[str, dict[str, Any]]) -> None:
     progress.update(sum(drop["done_bytes"] for drop in taken), sum(drop["total_bytes"] for drop in taken))
 
 
-@click.command()
+@click.command(epilog="\b\nExamples:\n  sdnet drop nearby")
 @json_option
 @pass_cli
 def nearby(cli: Cli, as_json: bool) -> None:
@@ -247,7 +247,7 @@ def nearby(cli: Cli, as_json: bool) -> None:
     cli.table(rows, columns, empty="Nobody is near. On the other device: sdnet drop visibility everyone --for 10m")
 
 
-@click.command()
+@click.command(epilog="\b\nExamples:\n  sdnet drop confirm 3f2a")
 @click.argument("drop_id", metavar="ID")
 @json_option
 @pass_cli
@@ -260,7 +260,7 @@ def confirm(cli: Cli, drop_id: str, as_json: bool) -> None:
         cli.note(f"Offering {what(confirmed)} to {confirmed['device_name']}.")
 
 
-@click.command()
+@click.command(epilog="\b\nExamples:\n  sdnet drop cancel 3f2a")
 @click.argument("drop_id", metavar="ID")
 @json_option
 @pass_cli

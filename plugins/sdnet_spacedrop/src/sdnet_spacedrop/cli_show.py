@@ -14,7 +14,7 @@ __all__ = ["ENDED", "drop_path", "failure", "history", "inbox", "sender", "what"
 ENDED = ("completed", "rejected", "timed-out", "cancelled", "failed")
 
 
-@click.command()
+@click.command(epilog="\b\nExamples:\n  sdnet drop inbox")
 @json_option
 @pass_cli
 def inbox(cli: Cli, as_json: bool) -> None:

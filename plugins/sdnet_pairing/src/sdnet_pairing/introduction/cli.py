@@ -40,8 +40,9 @@ def introduce(cli: Cli, device: str, others: Sequence[str], no_wait: bool, as_js
     device that is away hears of it when it is back. Ctrl-C stops waiting, not the introduction.
 
     \b
-    sdnet pair introduce tablet --to phone
-    sdnet pair introduce tablet --to phone --to attic
+    Examples:
+      sdnet pair introduce tablet --to phone
+      sdnet pair introduce tablet --to phone --to attic
     """
     started = cli.client.post(PATH, {"device": device, "to": list(others)})
     if no_wait:
@@ -72,8 +73,9 @@ def introductions(cli: Cli, id: str | None, as_json: bool) -> None:
     Answer one that waits with 'pair accept ID' or 'pair reject ID'.
 
     \b
-    sdnet pair introductions
-    sdnet pair introductions 7c1e --json
+    Examples:
+      sdnet pair introductions
+      sdnet pair introductions 7c1e --json
     """
     found = cli.client.get(PATH if id is None else f"{PATH}/{quote_segment(id)}")
     if as_json:

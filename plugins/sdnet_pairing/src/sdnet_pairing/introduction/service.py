@@ -323,7 +323,7 @@ class IntroductionService:
         wanted = reference.strip().lower()
         found = [i for i in self._all if wanted and str(i.id).startswith(wanted)]
         if not found:
-            raise NotFoundError(f"There is no introduction {reference!r}.")
+            raise NotFoundError(f"There is no pairing with the id {reference!r}; it may have ended.")
         if len(found) > 1:
             raise NotFoundError(f"{len(found)} introductions begin with {reference!r}; use more of the id.")
         return found[0]
