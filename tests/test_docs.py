@@ -111,7 +111,7 @@ def generated_pages() -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["commands.md", "configuration.md", "errors.md", "events.md", "hooks.md", "../man/sdnet.1"]
+    "name", ["commands.md", "configuration.md", "errors.md", "events.md", "hooks.md", "plugins.md", "../man/sdnet.1"]
 )
 def test_the_reference_is_in_step_with_the_code(name: str) -> None:
     written = (DOCS / "reference" / name).read_text(encoding="utf-8")
@@ -126,6 +126,8 @@ def test_every_hook_setting_error_and_command_is_documented() -> None:
     hooks = {name for name in vars(hookspecs.SdnetSpecs) if name.startswith("sdnet_")}
     assert {name for name in hooks if f"## `{name}(" not in pages["hooks.md"]} == set()
     assert {name for name in core_commands() if f"## `sdnet {name}`" not in pages["commands.md"]} == set()
+    shown = set(re.findall(r"^### `sdnet ([\w-]+)", pages["plugins.md"], re.MULTILINE))
+    assert shown >= {"drop", "get", "ls", "msg", "notify", "pair", "send", "share", "sync", "transfers"}
     keys = {key for section in config.SECTIONS.values() for key in section.__struct_fields__}
     assert {key for key in keys if f"| `{key}` |" not in pages["configuration.md"]} == set()
     assert {name for name in errors.__all__ if f"| `{name}` |" not in pages["errors.md"]} == set()
@@ -137,6 +139,21 @@ def test_the_tests_that_the_security_page_names_exist() -> None:
     named = re.findall(r"`(tests/[^`]+)`", (DOCS / "security.md").read_text(encoding="utf-8"))
     assert named
     assert [place for place in named if not (ROOT / place).exists()] == []
+
+
+def test_the_architecture_page_names_every_folder() -> None:
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    core = ROOT / "src" / "sdnet_core"
+    folders = {package.parent.name for package in core.rglob("*/__init__.py") if "@" not in str(package)}
+    named = set(re.findall(r"^ +(\w+)/ ", page, re.MULTILINE))
+    assert folders - named == set()
+    assert {name for name in named if not any(core.rglob(name))} == set()
+
+
+def test_the_index_leads_to_every_page() -> None:
+    linked = set(re.findall(r"\]\(([^)#]+)\)", (DOCS / "index.md").read_text(encoding="utf-8")))
+    pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} - {"index.md"}
+    assert pages - linked == set()
 
 
 def test_every_page_is_in_the_site() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import click
 import msgspec
 
@@ -21,7 +22,10 @@ from sdnet_core import config, errors, hookspecs
 from sdnet_core.cli.main import core_commands, sdnet
 from sdnet_core.cli.manual import manual_page
 from sdnet_core.events import NetworkEvent
+from sdnet_core.hookspecs import Route
+from sdnet_core.plugins import find_plugins
 from sdnet_core.settings_file import explain_setting
+from sdnet_core.testing import linked_nodes
 
 FOLDER = Path(__file__).parent.parent / "docs" / "reference"
 NOTE = "<!-- Written by tools/reference.py; change the code's own texts instead. -->\n\n"
@@ -62,6 +66,7 @@ def pages() -> dict[str, str]:
         "hooks.md": NOTE + hooks(),
         "errors.md": NOTE + error_list(),
         "events.md": NOTE + event_list(),
+        "plugins.md": NOTE + plugin_list(),
         "../man/sdnet.1": manual(),
     }
 
@@ -70,13 +75,23 @@ def commands() -> str:
     """Every command of the core."""
     lines = [
         "# Commands\n",
-        "All commands of the core, as `--help` describes them; plugins add theirs. What they have in common is on "
-        "[the command line](cli.md).\n",
+        "All commands of the core, as `--help` describes them; [plugins](plugins.md) add theirs. What they have in "
+        "common is on [the command line](cli.md).\n",
     ]
     root = click.Context(sdnet, info_name="sdnet")
+    for name in sorted(core_commands()):
+        command = sdnet.get_command(root, name)
+        if command is not None:
+            lines += _command(command, click.Context(command, info_name=name, parent=root), "##")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _command(command: click.Command, context: click.Context, heading: str) -> list[str]:
+    """A command and all below it."""
+    lines: list[str] = []
 
     def add(command: click.Command, context: click.Context) -> None:
-        lines.append(f"## `{context.command_path}`\n")
+        lines.append(f"{heading} `{context.command_path}`\n")
         usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
         lines.append(f"```text\n{usage}\n```\n")
         lines.append(inspect.cleandoc(command.help or "").replace("\b\n", "") + "\n")
@@ -92,11 +107,8 @@ def commands() -> str:
                 if child is not None and not child.hidden:
                     add(child, click.Context(child, info_name=name, parent=context))
 
-    for name in sorted(core_commands()):
-        command = sdnet.get_command(root, name)
-        if command is not None:
-            add(command, click.Context(command, info_name=name, parent=root))
-    return "\n".join(lines).rstrip() + "\n"
+    add(command, context)
+    return lines
 
 
 def configuration() -> str:
@@ -110,12 +122,48 @@ def configuration() -> str:
     for name in sorted(config.SECTIONS):
         lines.append(_section(name, config.SECTIONS[name]))
     lines.append(_section("plugins", config.PluginSettings, skip={"tables"}))
-    lines.append("Each plugin's own table is `[plugins.<name>]`; its README says what it holds.")
+    lines.append("Each plugin's own table is `[plugins.<name>]`: [those of the plugins here](plugins.md).")
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _section(name: str, type_: type[msgspec.Struct], skip: frozenset[str] | set[str] = frozenset()) -> str:
-    lines = [f"## `[{name}]`\n", "| key | type | default | meaning |", "|---|---|---|---|"]
+def plugin_list() -> str:
+    """Commands, settings and routes of the plugins of this repository."""
+    lines = [
+        "# Plugins\n",
+        "The plugins of the `sdnet` distribution: the settings, the routes of the [local API](local-api.md) and the "
+        "commands of each. A plugin that is not installed has none of them; `sdnet plugins` lists those that are.\n",
+    ]
+    root = click.Context(sdnet, info_name="sdnet")
+    found = find_plugins(config.PluginSettings())
+    settings = found.config_types()
+    folders = FOLDER.parent.parent.glob("plugins/*")
+    here = {folder.name.replace("_", "-") for folder in folders}
+    records = [record for record in found.loaded if record.distribution in here]
+    routes = anyio.run(_routes, [type(record.plugin) for record in records])
+    for record in records:
+        lines.append(f"## {record.name}\n")
+        if record.name in settings:
+            lines.append(_section(f"plugins.{record.name}", settings[record.name], level="###"))
+        lines += [f"### Routes of {record.name}\n", "| route | does |", "|---|---|"]
+        prefix = f"/v1/{record.name.replace('_', '-')}"
+        own = sorted((route for name, route in routes if name == record.name), key=lambda r: (r.path, r.method))
+        lines += [f"| `{route.method} {prefix}{route.path}` | {_cell(route.summary)} |" for route in own]
+        lines.append("")
+        for command in sorted(found.call(record, "sdnet_commands") or (), key=lambda command: str(command.name)):
+            lines += _command(command, click.Context(command, info_name=command.name, parent=root), "###")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+async def _routes(plugins: list[type]) -> list[tuple[str, Route]]:
+    """The routes of plugins, asked of them in a node in memory."""
+    async with linked_nodes(1, plugins=plugins) as (node,):
+        return node.routes()
+
+
+def _section(
+    name: str, type_: type[msgspec.Struct], skip: frozenset[str] | set[str] = frozenset(), level: str = "##"
+) -> str:
+    lines = [f"{level} `[{name}]`\n", "| key | type | default | meaning |", "|---|---|---|---|"]
     for item in msgspec.structs.fields(type_):
         if item.name in skip:
             continue
@@ -196,10 +244,11 @@ def event_list() -> str:
         "number in this run of the node). Those with a mark are kept in the [audit log](trust.md), too. None carries "
         "what devices send each other, but for the texts and names that a person is to see.\n",
     ]
-    for plugin in sorted(FOLDER.parent.parent.glob("plugins/*/src/*")):
-        for module in ("events", "records"):
-            if (plugin / f"{module}.py").exists():
-                importlib.import_module(f"{plugin.name}.{module}")
+    for source in sorted(FOLDER.parent.parent.glob("plugins/*/src")):
+        for file in sorted(source.rglob("*.py")):
+            # Whatever is defined in any module, so that the page does not depend on what else was imported.
+            if "NetworkEvent" in file.read_text(encoding="utf-8"):
+                importlib.import_module(".".join(file.relative_to(source).with_suffix("").parts))
     owners: dict[str, list[type[NetworkEvent]]] = {}
     for event in _final(NetworkEvent):
         owners.setdefault(event.__module__.partition(".")[0], []).append(event)

@@ -114,6 +114,8 @@ class Messages:
         state = self._core._registry.get(command.device_id)
         if state.device.trust is Trust.REVOKED:
             raise DeviceNotFoundError(f"{state.device.name} is revoked; nothing is sent to it.")
+        if state.device.trust is Trust.EXPIRED:
+            raise DeviceNotFoundError(f"{state.device.name} must be paired again; nothing is sent to it before.")
         message = self.outbox.put(
             command.device_id,
             command.protocol_name,

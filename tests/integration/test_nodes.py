@@ -89,6 +89,8 @@ async def test_a_device_that_has_forgotten_us_is_expired_not_retried(tmp_path: P
         assert a.remote_device(b_id).trust is Trust.EXPIRED
         with pytest.raises(ConnectionFailedError, match="pair it again"):
             await a.connect(b_id)
+        with pytest.raises(DeviceNotFoundError, match="paired again"):
+            await a.send_message(b_id, "echo", b"would wait for ever")
     async with real_node(tmp_path, "a", [SamplePlugin]) as a:
         assert a.remote_device(b_id).trust is Trust.EXPIRED
 
