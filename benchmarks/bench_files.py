@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -301,6 +302,7 @@ def main() -> int:
     parser.add_argument("--tool", action="append", choices=list(TOOLS))
     parser.add_argument("--folder", type=Path, help="where the files are copied; 24 GiB are needed")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it has started is ended on this way out too
     console = Console(width=None if sys.stdout.isatty() else 150)
     folder = options.folder or Path(tempfile.gettempdir())
     with tempfile.TemporaryDirectory(prefix="sdnet-bench-", dir=folder) as work:
