@@ -235,6 +235,17 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
 }
 
 
+_KINDS = {
+    "array": "a list",
+    "bool": "true or false",
+    "float": "a number",
+    "int": "a whole number",
+    "null": "nothing",
+    "object": "a table",
+    "str": "a text",
+}
+
+
 def load_config(
     instance: str | None = None,
     *,
@@ -342,7 +353,19 @@ def _convert(table: dict[str, Any], type_: type[T], section: str, origin: Mappin
         return msgspec.convert(table, type_, strict=False)
     except msgspec.ValidationError as error:
         key = str(error).rpartition("`$.")[2].rstrip("`").split("[")[0]
-        raise ConfigurationError(f"{origin.get(key, str(file))}: [{section}]: {error}.") from error
+        raise ConfigurationError(f"{origin.get(key, str(file))}: [{section}]: {explain_invalid(error)}.") from error
+
+
+def explain_invalid(error: msgspec.ValidationError) -> str:
+    """Why a setting is wrong, for the person who wrote it, such as ``a whole number is needed, not a text``."""
+
+    def kind(names: str) -> str:
+        return " or ".join(_KINDS.get(name.strip(), name.strip()) for name in names.split("|"))
+
+    def plain(found: re.Match[str]) -> str:
+        return f"{kind(found[1])}{found[2]} is needed" + (f", not {kind(found[3])}" if found[3] else "")
+
+    return re.sub(r"Expected `([^`]+)`(.*?)(?:, got `([^`]+)`)?(?= - at |$)", plain, str(error))
 
 
 def _from_text(text: str, type_: type[msgspec.Struct], key: str) -> Any:

@@ -18,7 +18,16 @@ import tomlkit.exceptions
 from tomlkit.items import AbstractTable
 
 from .clock import SystemRandomness
-from .config import SECTIONS, Config, PluginSettings, build_config, find_paths, read_document, variable_of
+from .config import (
+    SECTIONS,
+    Config,
+    PluginSettings,
+    build_config,
+    explain_invalid,
+    find_paths,
+    read_document,
+    variable_of,
+)
 from .errors import ConfigurationError, NotFoundError, StorageError
 from .storage.atomic import ensure_private_directory, write_atomic
 
@@ -269,7 +278,7 @@ class SettingsFile:
         try:
             return msgspec.to_builtins(msgspec.convert(given, type_, strict=False))
         except msgspec.ValidationError as error:
-            raise ConfigurationError(f"{key}: {error}.") from error
+            raise ConfigurationError(f"{key}: {explain_invalid(error)}.") from error
 
     def _type_of(self, parts: Sequence[str], key: str) -> Any:
         """The type of the setting; None if only a plugin that is not installed would know."""
@@ -316,7 +325,7 @@ def _convert(table: Mapping[str, Any], type_: type[msgspec.Struct], name: str) -
     try:
         return msgspec.convert(table, type_, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(f"[{name}]: {error}.") from error
+        raise ConfigurationError(f"[{name}]: {explain_invalid(error)}.") from error
 
 
 def _is_list(type_: Any) -> bool:

@@ -63,7 +63,7 @@ def test_comments_and_order_stay(file: SettingsFile) -> None:
 @pytest.mark.parametrize(
     ("key", "words", "says"),
     [
-        ("connections.max_connections", ["many"], "int"),
+        ("connections.max_connections", ["many"], "a whole number is needed"),
         ("connections.max_connections", ["0"], ">= 1"),
         ("node.transports", ["pigeon"], "pigeon"),
         ("node.downloads", ["relative/place"], "absolute"),

@@ -39,7 +39,9 @@ def test_every_setting_is_listed_with_its_meaning() -> None:
 
 def test_a_wrong_value_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "set", "connections.max_connections", "many"]) == 2
-    assert capsys.readouterr().err.splitlines() == ["sdnet: connections.max_connections: Expected `int`, got `str`."]
+    assert capsys.readouterr().err.splitlines() == [
+        "sdnet: connections.max_connections: a whole number is needed, not a text."
+    ]
 
 
 def test_an_edit_that_is_wrong_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
