@@ -61,6 +61,18 @@ async def serve(
         outer.cancel_scope.cancel()
 
 
+class _Server(TCPServer):
+    """Hypercorn's server of one connection, which ends when the client has left.
+
+    Hypercorn's own lets the connection stay until its idle time is over: a client that makes one for each request
+    would soon have no more.
+    """
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.stop()
+
+
 class _Connections:
     def __init__(self, app: ASGIApp) -> None:
         self.context = WorkerContext(None)
@@ -79,7 +91,7 @@ class _Connections:
         self.open.add(stream)
         any_stream: Any = stream  # Hypercorn's annotation names the TLS stream only
         try:
-            await TCPServer(self._app, self._config, self.context, ConnectionState({}), any_stream).run()
+            await _Server(self._app, self._config, self.context, ConnectionState({}), any_stream).run()
         except Exception:  # one connection's trouble must not end the others
             _logger.exception("A connection to the local API failed")
         finally:

@@ -159,6 +159,14 @@ async def test_connections_are_bounded(config: Config, monkeypatch: pytest.Monke
                 await anyio.sleep(0.01)
 
 
+async def test_a_client_that_has_left_takes_no_place(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdnet_core.daemon.server.MAX_CONNECTIONS", 4)
+    async with linked_nodes(1) as (node,), served(node, config):
+        client = ApiClient(config, timeout_s=30)
+        for _ in range(40):  # each over a connection of its own, one after the other
+            assert (await in_thread(client.get, "/status"))["peer_id"] == node.identity.peer_id
+
+
 async def test_silence_is_broken_by_keepalives() -> None:
     sent: list[bytes] = []
     enough = anyio.Event()
