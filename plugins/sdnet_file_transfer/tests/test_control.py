@@ -110,6 +110,38 @@ async def test_a_paused_transfer_does_not_go_on_by_itself_and_can_be_cancelled(t
             await service(a).resume(transfer_id)
 
 
+async def test_a_transfer_that_is_cancelled_while_the_connection_is_lost_is_not_tried_again(
+    tmp_path: Path, big: Path
+) -> None:
+    async with two(tmp_path) as nodes:
+        a, b = nodes
+        transfer_id = await half_sent(nodes, big)
+        seen: list[TransferState] = []
+
+        async def watch() -> None:
+            async for transfer in service(a).watch(transfer_id):
+                seen.append(transfer.state)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            await until(lambda: seen)
+            nodes.cut(a, b)
+            assert (await service(a).cancel(transfer_id)).state is TransferState.CANCELLED
+        assert seen[-1] is TransferState.CANCELLED
+        assert TransferState.WAITING not in seen
+
+
+async def test_nothing_waits_for_a_device_that_must_be_paired_anew(tmp_path: Path, big: Path) -> None:
+    async with two(tmp_path) as nodes:
+        a, b = nodes
+        await b.revoke_device(a.device_info.id)
+        await until(lambda: a.remote_device(b.device_info.id).trust is Trust.EXPIRED)
+        transfer = await service(a).send(b.device_info.id, [big])
+        over = await finish(a, transfer.id)
+        assert over.state is TransferState.FAILED
+        assert over.reason == "The device is no longer paired."
+
+
 async def test_what_is_asked_for_can_be_paused_by_either_side(tmp_path: Path, big: Path) -> None:
     async with two(tmp_path) as nodes:
         a, b = nodes

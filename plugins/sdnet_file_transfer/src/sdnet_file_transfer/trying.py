@@ -109,8 +109,8 @@ class Trying(ABC):
                 if short >= _MAX_SHORT_ATTEMPTS:
                     self._job.end(TransferState.FAILED, reason="The other device ends the transfer without a reason.")
                     return
-            if self._job.record.paused:
-                return
+            if self._job.record.paused or self._job.cancel_reason is not None:
+                return  # the conversation may have been lost before it could be ended in order
             attempts = 0 if self._answered else attempts + 1
             self._job.enter(TransferState.WAITING, reason=reason)
             pause_s = _REST_S if rest else min(_MAX_PAUSE_S, _MIN_PAUSE_S * 2 ** min(attempts, 10))
@@ -120,6 +120,8 @@ class Trying(ABC):
     async def _attempt(self) -> Again | None:
         job = self._job
         device = self._ctx.get_device(job.transfer.device_id)
+        if device.trust.access is None:
+            raise DeviceNotFoundError(f"{device.name} is {device.trust}.")
         if not device.connected:
             job.enter(TransferState.WAITING, reason=f"{device.name} is away.")
             await self._ctx.connect(device.device_id, timeout_s=_CONNECT_TIMEOUT_S)
