@@ -16,14 +16,18 @@ from sdnet_sync.plugin import SyncPlugin
 
 QUICK: Mapping[str, Any] = {"plugins": {"sync": {"relay_delay_s": 0.03}}}
 
+WITHIN_S = 240.0
+"""Only so that a test fails where it would hang."""
+
 
 @asynccontextmanager
 async def nodes(
     count: int = 3, *, home: Path | None = None, settings: Mapping[str, Any] = QUICK, clock: Clock | None = None
 ) -> AsyncIterator[LinkedNodes]:
-    """Nodes with sync, paired with each other."""
-    async with linked_nodes(count, plugins=[SyncPlugin], home=home, settings=settings, clock=clock) as linked:
-        yield linked
+    """Nodes with sync, paired with each other; what is done with them, and their end, has a deadline."""
+    with anyio.fail_after(WITHIN_S):
+        async with linked_nodes(count, plugins=[SyncPlugin], home=home, settings=settings, clock=clock) as linked:
+            yield linked
 
 
 def service(core: NetworkingCore) -> SyncService:

@@ -178,7 +178,8 @@ class Link:
     def committed(self, library: bytes, commit: Commit) -> None:
         """A library changed here."""
         self.do(self.machine.committed(library, commit.view))
-        if self.machine.holds(library) and library not in self._timers and self._tasks is not None:
+        if self.machine.holds(library) and library not in self._timers and not self._ending:
+            assert self._tasks is not None
             self._timers.add(library)
             self._tasks.start_soon(self._relay_later, library)
 
@@ -201,8 +202,18 @@ class Link:
 
     # Commands
 
+    @property
+    def _ending(self) -> bool:
+        """Whether the link is over, though its tasks may not have ended.
+
+        A task that began now might never hear of the cancellation: on asyncio it is told only to those that were there.
+        """
+        return self._tasks is None or self._tasks.cancel_scope.cancel_called
+
     def _start(self, commands: Sequence[Command]) -> None:
-        """Carry out commands; those that take time in tasks of their own."""
+        """Carry out commands; those that take time in tasks of their own. A link that is over does nothing."""
+        if self._ending:
+            return
         for command in commands:
             match command:
                 case Send():

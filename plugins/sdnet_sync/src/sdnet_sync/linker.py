@@ -70,6 +70,8 @@ class Linker:
         """Have a link to a device, if it is connected and there is something to talk about."""
         if self._tasks is None or device.device_id in self.links or device.device_id in self._opening:
             return
+        if self._tasks.cancel_scope.cancel_called:
+            return  # a task that began now might never hear that it is to end
         if device.connected and device.trust is Trust.TRUSTED and self._wanted(device):
             self._opening.add(device.device_id)
             self._tasks.start_soon(self._keep, device.device_id)
