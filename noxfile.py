@@ -280,7 +280,7 @@ def _other_environment(session: nox.Session, name: str, python: str, *options: s
     session.run(
         *(PYTHON, "-m", "uv", "pip", "install", "--quiet", "--python", str(place / "bin" / "python"), *options),
         *("--build-constraints", "requirements/build.txt", "-e", ".[keyring]", *members),
-        *("pytest>=9.0", "pytest-xdist>=3.8", "hypothesis>=6.130", "zxing-cpp"),
+        *("pytest>=9.0", "pytest-xdist>=3.8", "hypothesis>=6.130", "zxing-cpp>=3.1"),
     )
     return str(place / "bin" / "python")
 
