@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdnet_core.swarm.noise_core import CipherState, NoiseError, Opener, Sealer
+from sdnet_core.swarm.noise_core import AesCipherState, CipherState, NoiseError, Opener, Sealer
 from sdnet_core.swarm.noise_handshake import NoiseHandshake, make_payload
 
 # isort: split
@@ -133,8 +133,8 @@ def test_a_message_reflected_to_its_sender_is_refused() -> None:
         initiator.receive(initiator.start())
 
 
-def sealed_messages(plaintexts: list[bytes]) -> list[bytes]:
-    sealer = Sealer(CipherState(b"k" * 32))
+def sealed_messages(plaintexts: list[bytes], kind: type[CipherState]) -> list[bytes]:
+    sealer = Sealer(kind(b"k" * 32))
     messages = []
     for plaintext in plaintexts:
         out = memoryview(bytearray(Sealer.sealed_bytes([plaintext])))
@@ -143,9 +143,9 @@ def sealed_messages(plaintexts: list[bytes]) -> list[bytes]:
     return messages
 
 
-def receive(data: bytes) -> tuple[list[bytes], bool]:
+def receive(data: bytes, kind: type[CipherState]) -> tuple[list[bytes], bool]:
     """What a receiver gives out of some bytes before the end, and whether it thinks all is well then."""
-    opener = Opener(CipherState(b"k" * 32))
+    opener = Opener(kind(b"k" * 32))
     opened: list[bytes] = []
     try:
         opened += opener.feed(data)
@@ -155,34 +155,44 @@ def receive(data: bytes) -> tuple[list[bytes], bool]:
     return opened, opener.whole
 
 
+ciphers = pytest.mark.parametrize("kind", [CipherState, AesCipherState])
 plaintext_lists = st.lists(st.binary(min_size=1, max_size=200), min_size=1, max_size=6)
 
 
+@ciphers
 @given(plaintext_lists, st.data())
-def test_a_flipped_bit_in_the_session_is_refused(plaintexts: list[bytes], data: st.DataObject) -> None:
-    messages = sealed_messages(plaintexts)
+def test_a_flipped_bit_in_the_session_is_refused(
+    kind: type[CipherState], plaintexts: list[bytes], data: st.DataObject
+) -> None:
+    messages = sealed_messages(plaintexts, kind)
     number = data.draw(st.integers(0, len(messages) - 1))
     bit = data.draw(st.integers(0, len(messages[number]) * 8 - 1))
     changed = bytearray(messages[number])
     changed[bit // 8] ^= 1 << bit % 8
     messages[number] = bytes(changed)
-    assert receive(b"".join(messages)) == (plaintexts[:number], False)
+    assert receive(b"".join(messages), kind) == (plaintexts[:number], False)
 
 
+@ciphers
 @given(plaintext_lists, st.data())
-def test_a_cut_session_gives_whole_messages_only(plaintexts: list[bytes], data: st.DataObject) -> None:
-    messages = sealed_messages(plaintexts)
+def test_a_cut_session_gives_whole_messages_only(
+    kind: type[CipherState], plaintexts: list[bytes], data: st.DataObject
+) -> None:
+    messages = sealed_messages(plaintexts, kind)
     stream = b"".join(messages)
     end = data.draw(st.integers(0, len(stream)))
     borders = [len(b"".join(messages[:count])) for count in range(len(messages) + 1)]
     count = max(number for number, border in enumerate(borders) if border <= end)
     # An end between two messages is one that the layers above notice: the multiplexer says when a stream is at its end.
-    assert receive(stream[:end]) == (plaintexts[:count], end in borders)
+    assert receive(stream[:end], kind) == (plaintexts[:count], end in borders)
 
 
+@ciphers
 @given(st.lists(st.binary(min_size=1, max_size=50), min_size=2, max_size=6), st.data())
-def test_messages_left_out_repeated_or_exchanged_are_refused(plaintexts: list[bytes], data: st.DataObject) -> None:
-    messages = sealed_messages(plaintexts)
+def test_messages_left_out_repeated_or_exchanged_are_refused(
+    kind: type[CipherState], plaintexts: list[bytes], data: st.DataObject
+) -> None:
+    messages = sealed_messages(plaintexts, kind)
     one = data.draw(st.integers(0, len(messages) - 2))
     how = data.draw(st.sampled_from(["left out", "repeated", "exchanged"]))
     if how == "left out":
@@ -192,7 +202,7 @@ def test_messages_left_out_repeated_or_exchanged_are_refused(plaintexts: list[by
     else:
         messages[one], messages[one + 1] = messages[one + 1], messages[one]
     kept = one + 1 if how == "repeated" else one
-    assert receive(b"".join(messages)) == (plaintexts[:kept], False)
+    assert receive(b"".join(messages), kind) == (plaintexts[:kept], False)
 
 
 @given(st.binary(max_size=600), st.booleans())

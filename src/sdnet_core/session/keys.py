@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from sdnet_core.ciphers import aes_is_faster
 from sdnet_core.errors import AuthenticationFailedError
 
 __all__ = [
@@ -95,22 +96,11 @@ class Suite(IntEnum):
 def suites_by_speed(timer: Callable[[], float] = time.perf_counter, *, rounds: int = 8) -> tuple[Suite, ...]:
     """Measure the suites on this machine: the faster first. Takes about a millisecond; do it once per node.
 
-    :param timer: seconds, of any origin.
-    :param rounds: how often 64 KiB are sealed; the best time counts, so that a busy machine decides little.
+    :param timer: as for :func:`~sdnet_core.ciphers.aes_is_faster`.
+    :param rounds: the same.
     """
-    data = bytes(65536)
-    target = memoryview(bytearray(len(data) + TAG_BYTES))
-
-    def best_time(suite: Suite) -> float:
-        cipher = suite.cipher(bytes(KEY_BYTES))
-        times = []
-        for number in range(rounds):
-            start = timer()
-            cipher.encrypt_into(number.to_bytes(12, "big"), data, b"", target)
-            times.append(timer() - start)
-        return min(times)
-
-    return tuple(sorted(Suite, key=best_time))
+    suites = (Suite.AES_256_GCM, Suite.CHACHA20_POLY1305)
+    return suites if aes_is_faster(timer, rounds=rounds) else suites[::-1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from libp2p.security.base_session import BaseSession
 from libp2p.security.noise.exceptions import NoiseFailure
 from multiaddr import Multiaddr
 
+from ..ciphers import aes_is_faster
 from .noise_core import MAX_PLAINTEXT_BYTES, PREFIX_BYTES, TAG_BYTES, NoiseError, Sealer
 from .noise_handshake import Established, NoiseHandshake, make_payload
 
@@ -287,6 +288,7 @@ class NoiseTransport(ISecureTransport):
     :param key_pair: our identity.
     :param static: our static Noise key; a new one when not given.
     :param make_ephemeral: makes the key of one handshake.
+    :param aes: use AES-256-GCM after the handshake if the other side wants it too; None: if it is the faster here.
     :param stream_muxers: multiplexers, best first, that are used without further negotiation if the peer names one of
         them too (https://github.com/libp2p/specs/blob/master/connections/inlined-muxer-negotiation.md). Only for an
         upgrader that honours :attr:`NoiseSession.agreed_muxer`.
@@ -298,6 +300,7 @@ class NoiseTransport(ISecureTransport):
         *,
         static: X25519PrivateKey | None = None,
         make_ephemeral: Callable[[], X25519PrivateKey] = X25519PrivateKey.generate,
+        aes: bool | None = None,
         stream_muxers: Sequence[str] = (),
     ) -> None:
         self._private_key = key_pair.private_key
@@ -305,7 +308,9 @@ class NoiseTransport(ISecureTransport):
         self._static = static or X25519PrivateKey.generate()
         self._make_ephemeral = make_ephemeral
         self._stream_muxers = tuple(stream_muxers)
-        self._payload = make_payload(self._private_key, self._static, self._stream_muxers)
+        self._payload = make_payload(
+            self._private_key, self._static, self._stream_muxers, aes=aes_is_faster() if aes is None else aes
+        )
         self._buffers = _Buffers()
 
     async def secure_inbound(self, conn: IRawConnection) -> ISecureConn:

@@ -1,4 +1,4 @@
-"""Noise_XX_25519_ChaChaPoly_SHA256 without I/O: bytes in, bytes out.
+"""Noise_XX_25519_ChaChaPoly_SHA256 without I/O: bytes in, bytes out; and AES-256-GCM for what comes after it.
 
 Specification: http://www.noiseprotocol.org/noise.html, revision 34; the section numbers below are its. What libp2p adds
 to it, who signs what in the payloads, is in ``noise_handshake.py``.
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 __all__ = [
     "KEY_BYTES",
@@ -21,6 +21,7 @@ __all__ = [
     "MAX_PLAINTEXT_BYTES",
     "PREFIX_BYTES",
     "TAG_BYTES",
+    "AesCipherState",
     "CipherState",
     "Framer",
     "NoiseError",
@@ -41,6 +42,11 @@ MAX_PLAINTEXT_BYTES = MAX_MESSAGE_BYTES - TAG_BYTES
 _RESERVED_NONCE = 2**64 - 1
 """Section 5.1: the one nonce that no message may use."""
 _NONCE = struct.Struct("<4xQ")
+_AES_NONCE = struct.Struct(">4xQ")
+_AES_LABEL = b"sdnet/noise/aes-256-gcm"
+_AES_REKEY_MESSAGES = 1 << 22
+"""So many messages, 2^34 blocks at most, are under one AES key: nobody's chance to tell them from noise is above 2^-60
+(draft-irtf-cfrg-aead-limits, section 5.1)."""
 _PREFIX = struct.Struct("!H")
 
 
@@ -58,7 +64,7 @@ class CipherState:
     __slots__ = ("_aead", "_nonce")
 
     def __init__(self, key: bytes, nonce: int = 0) -> None:
-        self._aead = ChaCha20Poly1305(key)
+        self._aead: ChaCha20Poly1305 | AESGCM = ChaCha20Poly1305(key)
         self._nonce = nonce
 
     def _next_nonce(self) -> bytes:
@@ -91,6 +97,29 @@ class CipherState:
             return self._aead.decrypt(self._next_nonce(), ciphertext, associated_data)
         except InvalidTag:
             raise NoiseError("A message is not authentic.") from None
+
+
+class AesCipherState(CipherState):
+    """The same with AES-256-GCM (section 12.4), for both sides' messages after the handshake.
+
+    The key is replaced as section 11.3 says, every 2^22 messages.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, key: bytes, nonce: int = 0) -> None:
+        self._aead = AESGCM(key)
+        self._nonce = nonce
+
+    def _next_nonce(self) -> bytes:
+        nonce = self._nonce
+        if nonce >= _RESERVED_NONCE:
+            raise NoiseError("The key has been used for as many messages as it may.")
+        if nonce and nonce % _AES_REKEY_MESSAGES == 0:
+            key = self._aead.encrypt(_AES_NONCE.pack(_RESERVED_NONCE), bytes(KEY_BYTES), None)
+            self._aead = AESGCM(key[:KEY_BYTES])
+        self._nonce = nonce + 1
+        return _AES_NONCE.pack(nonce)
 
 
 def _hkdf2(chaining_key: bytes, material: bytes) -> tuple[bytes, bytes]:
@@ -128,7 +157,11 @@ class _SymmetricState:
         self.mix_hash(ciphertext)
         return plaintext
 
-    def split(self) -> tuple[CipherState, CipherState]:
+    def split(self, *, aes: bool) -> tuple[CipherState, CipherState]:
+        if aes:
+            # Other keys than those for the cipher in the protocol's name: no key ever serves two algorithms.
+            first, second = _hkdf2(self._chaining_key, _AES_LABEL)
+            return AesCipherState(first), AesCipherState(second)
         first, second = _hkdf2(self._chaining_key, b"")
         return CipherState(first), CipherState(second)
 
@@ -231,10 +264,13 @@ class XXHandshake:
             raise NoiseError("The other side sent a key of low order.") from None
         self._state.mix_key(secret)
 
-    def split(self) -> tuple[CipherState, CipherState]:
-        """The ciphers to send and to receive with."""
+    def split(self, *, aes: bool = False) -> tuple[CipherState, CipherState]:
+        """The ciphers to send and to receive with.
+
+        :param aes: AES-256-GCM, which both sides have said in their payloads that they want.
+        """
         assert self.finished
-        first, second = self._state.split()
+        first, second = self._state.split(aes=aes)
         return (first, second) if self._initiator else (second, first)
 
 

@@ -129,8 +129,9 @@ async def test_a_session_knows_who_is_at_the_other_end() -> None:
 
 @pytest.mark.parametrize("kind", [RawConnection, OtherConnection])
 @pytest.mark.parametrize("size", [1, 65_519, 65_520, 1_000_000])
-async def test_data_goes_both_ways_at_once(kind: type[RawConnection], size: int) -> None:
-    async with session_pair(kind) as (dialler, listener):
+@pytest.mark.parametrize("aes", [False, True])
+async def test_data_goes_both_ways_at_once(kind: type[RawConnection], size: int, aes: bool) -> None:
+    async with session_pair(kind, aes=aes) as (dialler, listener):
         await exchange(dialler, listener, size)
 
 

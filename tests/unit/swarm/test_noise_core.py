@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdnet_core.swarm import noise_core
 from sdnet_core.swarm.noise_core import (
     MAX_MESSAGE_BYTES,
     MAX_PLAINTEXT_BYTES,
+    AesCipherState,
     CipherState,
     Framer,
     NoiseError,
@@ -155,8 +157,9 @@ def test_static_keys_of_low_order_are_refused(u: int) -> None:
         responder.read(initiator.write())
 
 
-def test_the_last_nonce_is_never_used() -> None:
-    sending, receiving = CipherState(bytes(32), 2**64 - 3), CipherState(bytes(32), 2**64 - 3)
+@pytest.mark.parametrize("kind", [CipherState, AesCipherState])
+def test_the_last_nonce_is_never_used(kind: type[CipherState]) -> None:
+    sending, receiving = kind(bytes(32), 2**64 - 3), kind(bytes(32), 2**64 - 3)
     for _ in range(2):
         assert receiving.decrypt(sending.encrypt(b"x")) == b"x"
     for _ in range(2):
@@ -174,6 +177,32 @@ def test_every_message_has_a_nonce_of_its_own() -> None:
     aead = ChaCha20Poly1305(bytes(32))
     nonces = [bytes(4) + number.to_bytes(8, "little") for number in range(3)]
     assert sealed == [aead.encrypt(nonce, b"same", None) for nonce in nonces]
+
+
+def test_aes_has_big_endian_nonces_and_new_keys_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sections 12.4 and 11.3 of the specification."""
+    monkeypatch.setattr(noise_core, "_AES_REKEY_MESSAGES", 3)
+    sending, receiving = AesCipherState(bytes(32)), AesCipherState(bytes(32))
+    sealed = [sending.encrypt(b"same") for _ in range(7)]
+    key = bytes(32)
+    for number, message in enumerate(sealed):
+        if number in (3, 6):
+            key = AESGCM(key).encrypt(bytes(4) + b"\xff" * 8, bytes(32), None)[:32]
+        assert message == AESGCM(key).encrypt(bytes(4) + number.to_bytes(8, "big"), b"same", None)
+        assert receiving.decrypt(message) == b"same"
+
+
+def test_the_ciphers_of_a_handshake_have_different_keys() -> None:
+    initiator, responder = handshakes()
+    responder.read(initiator.write())
+    initiator.read(responder.write())
+    responder.read(initiator.write())
+    for aes in (False, True):
+        sending, other_receiving = initiator.split(aes=aes)[0], responder.split(aes=aes)[1]
+        sealed = sending.encrypt(b"x")
+        assert other_receiving.decrypt(sealed) == b"x"
+        with pytest.raises(NoiseError, match="not authentic"):
+            responder.split(aes=not aes)[1].decrypt(sealed)
 
 
 def channel() -> tuple[Sealer, Opener]:

@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from sdnet_core.identity import NetworkIdentity
+from sdnet_core.swarm.noise_core import AesCipherState
 from sdnet_core.swarm.noise_handshake import (
     MAX_PAYLOAD_BYTES,
     NoiseHandshake,
@@ -41,14 +42,20 @@ KEYS: dict[str, Callable[[], KeyPair]] = {
 
 
 def side(
-    identity: KeyPair, number: int, *, initiator: bool, expected: ID | None = None, muxers: tuple[str, ...] = ()
+    identity: KeyPair,
+    number: int,
+    *,
+    initiator: bool,
+    expected: ID | None = None,
+    muxers: tuple[str, ...] = (),
+    aes: bool = False,
 ) -> NoiseHandshake:
     static = X25519PrivateKey.from_private_bytes(bytes([number]) * 32)
     return NoiseHandshake(
         initiator=initiator,
         static=static,
         ephemeral=X25519PrivateKey.from_private_bytes(bytes([number + 1]) * 32),
-        payload=make_payload(identity.private_key, static, muxers),
+        payload=make_payload(identity.private_key, static, muxers, aes=aes),
         expected_peer=expected,
     )
 
@@ -101,6 +108,35 @@ def test_the_same_keys_give_the_same_bytes() -> None:
     first, second, third = bytes_sent()
     assert (first, second, third) == bytes_sent()
     assert [len(message) for message in (first, second, third)] == [34, 202, 170]
+
+
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize("theirs", [False, True])
+def test_aes_is_used_if_both_want_it(ours: bool, theirs: bool) -> None:
+    initiator, responder = side(ALICE, 1, initiator=True, aes=ours), side(BOB, 3, initiator=False, aes=theirs)
+    converse(initiator, responder)
+    assert (remote_of(responder).aes, remote_of(initiator).aes) == (ours, theirs)
+    for one, other in ((initiator, responder), (responder, initiator)):
+        assert one.established is not None
+        assert other.established is not None
+        assert isinstance(one.established.sealer._cipher, AesCipherState) == (ours and theirs)
+        out = memoryview(bytearray(23))
+        one.established.sealer.seal_into([b"hello"], out)
+        assert other.established.opener.feed(out) == [b"hello"]
+
+
+def test_what_we_add_to_the_payload_is_an_extension_that_others_skip() -> None:
+    plain = noise_pb2.NoiseHandshakePayload.FromString(make_payload(ALICE.private_key, STATIC, ("/a",)))
+    added = noise_pb2.NoiseHandshakePayload.FromString(make_payload(ALICE.private_key, STATIC, ("/a",), aes=True))
+    assert list(added.extensions.stream_muxers) == ["/a"]
+    # Unknown fields stay in a message and stand behind the known ones.
+    added_bytes = added.extensions.SerializeToString()
+    known = plain.extensions.SerializeToString()
+    assert added_bytes.startswith(known)
+    assert added_bytes[len(known) :] == b"\xa2\x42\x19sdnet/noise/aes-256-gcm/1"
+    added.extensions.Clear()
+    plain.extensions.Clear()
+    assert added == plain
 
 
 def test_data_right_behind_the_last_message_is_not_lost() -> None:
