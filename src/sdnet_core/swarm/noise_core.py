@@ -79,22 +79,25 @@ class CipherState:
 
         :raises NoiseError: the key is used up.
         """
-        return self._aead.encrypt(self._next_nonce(), plaintext, associated_data)
+        nonce = self._next_nonce()  # first: it may change the key
+        return self._aead.encrypt(nonce, plaintext, associated_data)
 
     def encrypt_into(self, plaintext: bytes | bytearray | memoryview, out: memoryview) -> None:
         """Seal one message into ``out``, which is 16 bytes longer than it.
 
         :raises NoiseError: the key is used up.
         """
-        self._aead.encrypt_into(self._next_nonce(), plaintext, None, out)
+        nonce = self._next_nonce()
+        self._aead.encrypt_into(nonce, plaintext, None, out)
 
     def decrypt(self, ciphertext: bytes | bytearray | memoryview, associated_data: bytes | None = None) -> bytes:
         """Open one message.
 
         :raises NoiseError: it is not the next message of the other side, or the key is used up.
         """
+        nonce = self._next_nonce()
         try:
-            return self._aead.decrypt(self._next_nonce(), ciphertext, associated_data)
+            return self._aead.decrypt(nonce, ciphertext, associated_data)
         except InvalidTag:
             raise NoiseError("A message is not authentic.") from None
 
