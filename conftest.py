@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -35,3 +40,45 @@ def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str
     own = {mark.name for mark in getattr(obj, "pytestmark", [])}
     if "libp2p" in own or collector.get_closest_marker("libp2p"):
         TRIO_ONLY(obj)
+
+
+class SmallDisks:
+    """File systems of their own with little room, for the length of a test."""
+
+    def __init__(self) -> None:
+        self._mounted: list[Path] = []
+
+    def mount(self, place: Path, size: int) -> Path:
+        """Mount one with ``size`` bytes, or skip the test where that cannot be done."""
+        if not sys.platform.startswith("linux") or os.geteuid() != 0:
+            pytest.skip("Mounting a small disk needs root on Linux.")
+        place.mkdir(parents=True, exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "sdnet-test", str(place)]
+        mounting = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        if mounting.returncode != 0:
+            pytest.skip(f"A small disk cannot be mounted here: {mounting.stderr.strip()}")
+        self._mounted.append(place)
+        return place
+
+    def fill(self, place: Path) -> Path:
+        """Leave not one byte; gives the file that takes them, to be removed when there is to be room again."""
+        ballast = place / "ballast"
+        with ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        return ballast
+
+    def unmount(self) -> None:
+        """Unmount all."""
+        while self._mounted:
+            subprocess.run(["umount", "-l", str(self._mounted.pop())], check=True, timeout=60)
+
+
+@pytest.fixture
+def small_disks() -> Iterator[SmallDisks]:
+    """Mounts and fills small disks; unmounts them at the end."""
+    disks = SmallDisks()
+    try:
+        yield disks
+    finally:
+        disks.unmount()

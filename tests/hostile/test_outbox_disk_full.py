@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
-import sys
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -25,29 +22,10 @@ QUICK = {"plugins": {"messaging": {"away_wait_s": 0.05, "ack_timeout_s": 0.3}}}
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(small_disks: Any, tmp_path: Path) -> Path:
     """A file system of 4 MiB."""
-    if not sys.platform.startswith("linux") or os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs needs root on Linux")
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs", str(place)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Leave not one byte."""
-    ballast = disk / "ballast"
-    with ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    return ballast
+    disk: Path = small_disks.mount(tmp_path / "disk", 4 << 20)
+    return disk
 
 
 async def put_for_ever(core: NetworkingCore, to: uuid.UUID) -> None:
@@ -56,7 +34,7 @@ async def put_for_ever(core: NetworkingCore, to: uuid.UUID) -> None:
         await core.send_message(to, "messaging", bytes(8192), ttl_s=0.2)
 
 
-async def test_a_full_disk_is_said_and_what_was_accepted_is_delivered(small_disk: Path) -> None:
+async def test_a_full_disk_is_said_and_what_was_accepted_is_delivered(small_disks: Any, small_disk: Path) -> None:
     async with linked_nodes(2, plugins=[MessagingPlugin], home=small_disk, settings=QUICK) as nodes:
         a, b = nodes
         sender, receiver = a.get_service(MessagingService), b.get_service(MessagingService)
@@ -64,7 +42,7 @@ async def test_a_full_disk_is_said_and_what_was_accepted_is_delivered(small_disk
         await sender.send_text(to, "0")
         nodes.cut(a, b)
         accepted = [(await sender.send_text(to, "1")).state]
-        ballast = await anyio.to_thread.run_sync(fill, small_disk)
+        ballast = await anyio.to_thread.run_sync(small_disks.fill, small_disk)
         with pytest.raises(StorageError, match="no room"):
             await put_for_ever(a, to)
         assert accepted == ["queued"]
@@ -82,13 +60,13 @@ async def test_a_full_disk_is_said_and_what_was_accepted_is_delivered(small_disk
                 await anyio.sleep(0.05)
 
 
-async def test_a_receiver_whose_disk_is_full_makes_the_sender_wait(small_disk: Path) -> None:
+async def test_a_receiver_whose_disk_is_full_makes_the_sender_wait(small_disks: Any, small_disk: Path) -> None:
     async with linked_nodes(2, plugins=[MessagingPlugin], home=small_disk, settings=QUICK) as (a, b):
         sender, receiver = a.get_service(MessagingService), b.get_service(MessagingService)
         to = b.device_info.id
         await sender.send_text(to, "0")
         sizes = [60_000] * 40
-        ballast = await anyio.to_thread.run_sync(fill, small_disk)
+        ballast = await anyio.to_thread.run_sync(small_disks.fill, small_disk)
         with contextlib.suppress(StorageError):
             for number, size in enumerate(sizes):
                 await sender.send_text(to, f"{number:05}" + "x" * size, ttl_s=60)

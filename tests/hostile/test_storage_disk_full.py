@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +25,10 @@ PASSPHRASE = Passphrase("correct horse", KdfParameters(Kdf.PBKDF2_SHA256, iterat
 
 
 @pytest.fixture
-def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+def small_disk(request: pytest.FixtureRequest, small_disks: Any, tmp_path: Path) -> Path:
     """A file system of its own with room for very little."""
-    if not sys.platform.startswith("linux") or os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs needs root on Linux")
-    place = tmp_path / "disk"
-    place.mkdir()
-    options = f"size={getattr(request, 'param', DISK_BYTES)},mode=0700"
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
+    disk: Path = small_disks.mount(tmp_path / "disk", getattr(request, "param", DISK_BYTES))
+    return disk
 
 
 def storage_of(directory: Path, vault: Vault) -> SecureStorage:
@@ -55,26 +41,17 @@ def storage_of(directory: Path, vault: Vault) -> SecureStorage:
     )
 
 
-def fill(disk: Path) -> Path:
-    """Leave not one byte."""
-    ballast = disk / "ballast"
-    with ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    return ballast
-
-
 def call(function: Any, *args: Any) -> Any:
     return anyio.run(function, *args)
 
 
-def test_a_full_disk_is_named_and_changes_nothing(small_disk: Path) -> None:
+def test_a_full_disk_is_named_and_changes_nothing(small_disks: Any, small_disk: Path) -> None:
     directory = small_disk / "data"
     vault = Vault.create(directory, KeyFile(), CLOCK, RANDOMNESS)
     storage = storage_of(directory, vault)
     for data in (b"first", b"second"):
         call(storage.store, "identity", data)
-    ballast = fill(small_disk)
+    ballast = small_disks.fill(small_disk)
     full = r"The disk is full: .*; nothing was changed\."
     with pytest.raises(StorageError, match=full):
         call(storage.store, "identity", b"third")
@@ -119,7 +96,7 @@ def test_a_store_that_runs_into_the_end_of_the_disk_keeps_its_last_state(small_d
 
 
 @pytest.mark.parametrize("small_disk", [4 << 20], indirect=True)
-def test_a_node_on_a_full_disk_says_so_and_starts_again_as_it_was(small_disk: Path) -> None:
+def test_a_node_on_a_full_disk_says_so_and_starts_again_as_it_was(small_disks: Any, small_disk: Path) -> None:
     def node() -> NetworkingCore:
         return memory_node(small_disk, "a", network=MemoryNetwork(), discovery=MemoryDiscovery())
 
@@ -129,7 +106,7 @@ def test_a_node_on_a_full_disk_says_so_and_starts_again_as_it_was(small_disk: Pa
     async def live() -> str:
         async with node() as core:
             await core.add_paired_device(phone, pairing_id=uuid.UUID(int=1), pairing_root=b"r" * 32)
-            fill(small_disk)
+            small_disks.fill(small_disk)
             with pytest.raises(StorageError, match="disk is full"):
                 await core.rename_device(phone.id, "other")
             with pytest.raises(StorageError, match="disk is full"):

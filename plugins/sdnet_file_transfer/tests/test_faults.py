@@ -16,11 +16,12 @@ import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from blake3 import blake3
 
@@ -184,20 +185,6 @@ def test_a_transfer_completes_whatever_is_killed_or_cut(
 # Disks that fill up
 
 
-@contextmanager
-def small_disk(place: Path, mib: int) -> Iterator[None]:
-    if os.geteuid() != 0:
-        pytest.skip("Only root can mount a small disk.")
-    place.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "sdnet-test", str(place)]
-    if subprocess.run(command, check=False, capture_output=True, timeout=60).returncode:
-        pytest.skip("A small disk cannot be mounted here.")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True, timeout=60)
-
-
 @asynccontextmanager
 async def two(tmp_path: Path, *, min_free_bytes: int = 0) -> AsyncIterator[LinkedNodes]:
     settings = {"plugins": {"file_transfer": {"min_free_bytes": min_free_bytes}}}
@@ -225,20 +212,22 @@ async def wait_for(condition: Callable[[], Any]) -> None:
 
 
 @pytest.mark.anyio
-async def test_what_does_not_fit_is_refused_before_a_byte_is_written(tmp_path: Path) -> None:
+async def test_what_does_not_fit_is_refused_before_a_byte_is_written(small_disks: Any, tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(bytes(20 << 20))
     async with two(tmp_path) as (a, b):
-        with small_disk(b.config.downloads_dir, 16):
-            transfer = await service(a).send(b.device_info.id, [tmp_path / "big"])
-            done = await finish(a, transfer.id)
-            assert done.state is TransferState.REJECTED
-            assert "room" in done.reason
-            await wait_for(lambda: os.listdir(b.config.downloads_dir) == [])
+        small_disks.mount(b.config.downloads_dir, 16 << 20)
+        transfer = await service(a).send(b.device_info.id, [tmp_path / "big"])
+        done = await finish(a, transfer.id)
+        assert done.state is TransferState.REJECTED
+        assert "room" in done.reason
+        await wait_for(lambda: os.listdir(b.config.downloads_dir) == [])
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("small", [False, True])
-async def test_a_disk_that_fills_up_pauses_a_transfer_until_there_is_room(tmp_path: Path, small: bool) -> None:
+async def test_a_disk_that_fills_up_pauses_a_transfer_until_there_is_room(
+    small_disks: Any, tmp_path: Path, small: bool
+) -> None:
     chance = random.Random(SEED)
     root = tmp_path / "sent"
     root.mkdir()
@@ -249,26 +238,19 @@ async def test_a_disk_that_fills_up_pauses_a_transfer_until_there_is_room(tmp_pa
         (root / "big").write_bytes(chance.randbytes(16 << 20))
     async with two(tmp_path) as nodes:
         a, b = nodes
-        place = b.config.downloads_dir
-        with small_disk(place, 32):
-            nodes.link(a, b).bytes_per_s = 8 << 20
-            transfer = await service(a).send(b.device_info.id, [root])
-            await wait_for(lambda: service(b).transfers() and service(b).transfers()[0].done_bytes > 1 << 20)
-            filler = place / "filler"
-            with filler.open("wb", buffering=0) as file:
-                try:
-                    while file.write(bytes(65536)):
-                        pass
-                except OSError:
-                    pass
-            for node in (a, b):
-                await wait_for(lambda node=node: "full" in service(node).get(transfer.id).reason)  # type: ignore[misc]
-                assert service(node).get(transfer.id).state is TransferState.WAITING
-            filler.unlink()
-            nodes.link(a, b).bytes_per_s = None
-            assert (await finish(a, transfer.id)).state is TransferState.COMPLETED
-            assert digests(place / "sent") == digests(root)
-            await wait_for(lambda: os.listdir(place) == ["sent"])
+        place = small_disks.mount(b.config.downloads_dir, 32 << 20)
+        nodes.link(a, b).bytes_per_s = 8 << 20
+        transfer = await service(a).send(b.device_info.id, [root])
+        await wait_for(lambda: service(b).transfers() and service(b).transfers()[0].done_bytes > 1 << 20)
+        filler = await anyio.to_thread.run_sync(small_disks.fill, place)
+        for node in (a, b):
+            await wait_for(lambda node=node: "full" in service(node).get(transfer.id).reason)  # type: ignore[misc]
+            assert service(node).get(transfer.id).state is TransferState.WAITING
+        filler.unlink()
+        nodes.link(a, b).bytes_per_s = None
+        assert (await finish(a, transfer.id)).state is TransferState.COMPLETED
+        assert digests(place / "sent") == digests(root)
+        await wait_for(lambda: os.listdir(place) == ["sent"])
 
 
 # What a cut costs

@@ -18,6 +18,7 @@ from sdnet_core.wire import encode
 from sdnet_file_transfer import (
     FileTransferPlugin,
     FileTransferService,
+    Rates,
     SingleOutcome,
     SingleProgress,
     SingleReceive,
@@ -71,9 +72,10 @@ class Ends(NamedTuple):
         files = self.nodes[1].get_service(FileTransferService)
         return files.receive_single(self.receiver, ID, self.target, **options)  # type: ignore[arg-type]
 
-    def send(self, *paths: Path, transfer_id: uuid.UUID = ID, purpose: str = "test") -> SingleSend:
+    def send(self, *paths: Path, transfer_id: uuid.UUID = ID, **changes: object) -> SingleSend:
+        options = {"purpose": "test", "observe": self.observe} | changes
         files = self.nodes[0].get_service(FileTransferService)
-        return files.send_single(self.sender, transfer_id, paths, purpose=purpose, observe=self.observe)
+        return files.send_single(self.sender, transfer_id, paths, **options)  # type: ignore[arg-type]
 
 
 @asynccontextmanager
@@ -139,6 +141,25 @@ async def test_what_was_not_agreed_to_is_refused(
         assert sent.reason
         assert received.state is TransferState.FAILED
         assert not pair.target.exists()
+
+
+@pytest.mark.parametrize("limited", ["up", "down", "device up", "device down"])
+async def test_limits_of_bandwidth_hold(tmp_path: Path, source: Path, limited: str) -> None:
+    rate = 4 << 20
+    async with ends(tmp_path) as pair:
+        sends = limited.endswith("up")
+        node, other = pair.nodes if sends else reversed(tuple(pair.nodes))
+        device_id = other.device_info.id if limited.startswith("device") else None
+        rates = Rates(up=rate) if sends else Rates(down=rate)
+        await node.get_service(FileTransferService).limit(rates, device_id)
+        began = anyio.current_time()
+        sent, received = await both(
+            pair.send(source, device_id=device_id if sends else None),
+            pair.receive(device_id=None if sends else device_id),
+        )
+        # A quarter of a second's bytes go at once, and the last record goes into debt.
+        assert anyio.current_time() - began >= ((3 << 20) - rate * 0.25 - (1 << 20)) / rate
+        assert (sent.state, received.state) == (TransferState.COMPLETED, TransferState.COMPLETED)
 
 
 @pytest.mark.parametrize("who", ["sender", "receiver"])

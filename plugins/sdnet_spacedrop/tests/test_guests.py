@@ -6,7 +6,10 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import anyio
+import anyio.to_thread
 import msgspec
 import pytest
 
@@ -177,6 +180,30 @@ async def test_a_lost_connection_ends_it_and_nothing_stays(home: Path, make_file
         for side in (pair.sender, pair.receiver):
             assert (await side.until(drop.id, "failed")).reason
         assert pair.receiver.received() == {}
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_a_full_disk_ends_it_and_nothing_stays(
+    home: Path, make_file: MakeFile, small_disks: Any, when: str
+) -> None:
+    size = 12 << 20
+    async with strangers(home) as pair:
+        # 16 MiB stay free on every disk.
+        place = small_disks.mount(pair.receiver.downloads, (24 if when == "before" else 48) << 20)
+        drop = await offer(pair, make_file("a.bin", size))
+        pair.nodes.link(*pair.nodes).bytes_per_s = size // 2
+        await pair.receiver.drops.accept(drop.id)
+        expected = []
+        if when == "meanwhile":
+            async for status in pair.receiver.drops.watch(drop.id):
+                if status.done_bytes:
+                    break
+            expected = [(await anyio.to_thread.run_sync(small_disks.fill, place)).name]
+        for side, by_peer in ((pair.sender, True), (pair.receiver, False)):
+            ended = await side.until(drop.id, "failed")
+            assert ("disk" in ended.reason, ended.by_peer) == (True, by_peer), ended
+        assert [path.name for path in place.iterdir()] == expected
+        assert pair.receiver.drops.inbox() == []
 
 
 async def test_who_is_not_visible_to_everyone_tells_nothing(home: Path, make_file: MakeFile) -> None:

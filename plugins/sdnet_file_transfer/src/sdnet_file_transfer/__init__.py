@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .config import FileTransferConfig
     from .content import ContentChangedError, ContentProvider, ContentService, Fetched, RemoteContent, open_beneath
     from .events import TransferCompleted, TransferEvent, TransferFailed, TransferProgress, TransferStarted
+    from .limits import LimitSettings, Rates
     from .names import InvalidNameError, check_path, numbered
     from .plugin import FileTransferPlugin
     from .service import FileTransferService
@@ -34,7 +35,9 @@ _MODULES = {
     "FileTransferPlugin": "plugin",
     "FileTransferService": "service",
     "InvalidNameError": "names",
+    "LimitSettings": "limits",
     "Manifest": "source",
+    "Rates": "limits",
     "RemoteContent": "content",
     "SingleOutcome": "single",
     "SingleProgress": "single",
@@ -68,7 +71,9 @@ __all__ = [
     "FileTransferPlugin",
     "FileTransferService",
     "InvalidNameError",
+    "LimitSettings",
     "Manifest",
+    "Rates",
     "RemoteContent",
     "SingleOutcome",
     "SingleProgress",

@@ -131,12 +131,12 @@ class Limiter:
                 else:
                     bucket.set_rate(rate)
 
-    def up(self, device_id: uuid.UUID) -> Throttle:
-        """What holds for all that is sent to a device."""
+    def up(self, device_id: uuid.UUID | None) -> Throttle:
+        """What holds for all that is sent to a device; None for one that is not paired."""
         return Throttle(self._up, device_id)
 
-    def down(self, device_id: uuid.UUID) -> Throttle:
-        """What holds for all that comes from a device."""
+    def down(self, device_id: uuid.UUID | None) -> Throttle:
+        """What holds for all that comes from a device; None for one that is not paired."""
         return Throttle(self._down, device_id)
 
 
@@ -182,14 +182,15 @@ class LimitStore:
 class Throttle:
     """The limits in one direction to one device, as they are at each moment."""
 
-    def __init__(self, buckets: dict[uuid.UUID | None, Bucket], device_id: uuid.UUID) -> None:
+    def __init__(self, buckets: dict[uuid.UUID | None, Bucket], device_id: uuid.UUID | None) -> None:
         self._buckets = buckets
-        self._device_id = device_id
+        # The limit of the device alone, if it has one, and the one for all together.
+        self._keys = (None,) if device_id is None else (device_id, None)
 
     @property
     def record_bytes(self) -> int:
         """How large records are best now."""
-        rates = [bucket.rate for key in (None, self._device_id) if (bucket := self._buckets.get(key)) is not None]
+        rates = [bucket.rate for key in self._keys if (bucket := self._buckets.get(key)) is not None]
         rate = min((rate for rate in rates if rate is not None), default=None)
         if rate is None:
             return _MAX_RECORD_BYTES
@@ -197,7 +198,7 @@ class Throttle:
 
     async def wait(self, count: int) -> None:
         """Wait until so many bytes may pass."""
-        own = self._buckets.get(self._device_id)
-        if own is not None:
-            await own.take(count)
-        await self._buckets[None].take(count)
+        for key in self._keys:
+            bucket = self._buckets.get(key)
+            if bucket is not None:
+                await bucket.take(count)

@@ -51,10 +51,10 @@ class FileTransferService(SingleTransfers):
 
     def __init__(self, ctx: PluginContext) -> None:
         config: FileTransferConfig = ctx.config if ctx.config is not None else FileTransferConfig()
-        super().__init__(ctx, config.min_free_bytes)
-        self._compress = config.compress
         self._limits = LimitStore(ctx)
         limiter = self._limits.limiter
+        super().__init__(ctx, config.min_free_bytes, limiter)
+        self._compress = config.compress
         self.contents = ContentService(ctx, limiter)
         """Contents of files for other plugins; they get it with ``ctx.get_service(ContentService)``."""
         self._store = JobStore(ctx, entries=config.history_entries, days=config.history_days)

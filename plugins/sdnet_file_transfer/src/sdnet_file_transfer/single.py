@@ -18,6 +18,7 @@ from sdnet_core.errors import NetworkingError
 
 from .conversation import RecordStream
 from .landing import DiskFullError, Landing, remove_staging, staging_name
+from .limits import Limiter, Throttle
 from .machine import Acknowledged, Offered, PeerCancelled, PeerFailed, Rejected
 from .messages import Refusal
 from .receiving import Admission, Received, Receiving, Refused
@@ -99,6 +100,7 @@ class SingleSend(_Single):
         paths: Sequence[Path],
         *,
         purpose: str,
+        throttle: Throttle,
         observe: Callable[[SingleProgress], None],
     ) -> None:
         super().__init__(ctx, observe)
@@ -106,6 +108,7 @@ class SingleSend(_Single):
         self._id = transfer_id
         self._paths = paths
         self._purpose = purpose
+        self._throttle = throttle
 
     async def run(self) -> SingleOutcome:
         """Send, wait until everything is in place there, close the stream. What goes wrong is in the outcome."""
@@ -118,6 +121,7 @@ class SingleSend(_Single):
                 manifest,
                 run_blocking=self._ctx.run_blocking,
                 observe=self._observe,
+                throttle=self._throttle,
             )
             self._begin(sending)
             outcome = await sending.run()
@@ -165,6 +169,7 @@ class SingleReceive(_Single):
         max_bytes: int,
         max_items: int,
         min_free_bytes: int,
+        throttle: Throttle,
         observe: Callable[[SingleProgress], None],
     ) -> None:
         super().__init__(ctx, observe)
@@ -175,6 +180,7 @@ class SingleReceive(_Single):
         self._max_bytes = max_bytes
         self._max_items = max_items
         self._min_free_bytes = min_free_bytes
+        self._throttle = throttle
         self._staging = staging_name(transfer_id.hex)
 
     async def run(self) -> SingleOutcome:
@@ -185,6 +191,7 @@ class SingleReceive(_Single):
             decide=self._decide,
             observe=self._observe,
             settle=self._settle,
+            throttle=self._throttle,
         )
         self._begin(receiving)
         try:
@@ -237,9 +244,10 @@ class SingleReceive(_Single):
 class SingleTransfers:
     """The part of `FileTransferService` for transfers over a stream that another plugin has."""
 
-    def __init__(self, ctx: PluginContext, min_free_bytes: int) -> None:
+    def __init__(self, ctx: PluginContext, min_free_bytes: int, limiter: Limiter) -> None:
         self._ctx = ctx
         self._min_free_bytes = min_free_bytes
+        self._limiter = limiter
 
     def send_single(
         self,
@@ -249,15 +257,19 @@ class SingleTransfers:
         *,
         purpose: str,
         observe: Callable[[SingleProgress], None],
+        device_id: uuid.UUID | None = None,
     ) -> SingleSend:
         """Make a transfer over a stream that the caller has agreed upon with a peer, paired or not.
 
-        It runs when its ``run`` is called, once: there is no queue, no second attempt, and nothing is kept of it.
+        It runs when its ``run`` is called, once: there is no queue, no second attempt, and nothing is kept of it. The
+        limits of bandwidth hold for it as for any other.
 
         :param stream: sealed; the other end calls `receive_single` at the same point.
         :param observe: told of each new state, and of progress at most four times a second.
+        :param device_id: whose own limit of bandwidth holds too; None for a peer that is not paired.
         """
-        return SingleSend(self._ctx, stream, transfer_id, paths, purpose=purpose, observe=observe)
+        throttle = self._limiter.up(device_id)
+        return SingleSend(self._ctx, stream, transfer_id, paths, purpose=purpose, throttle=throttle, observe=observe)
 
     def receive_single(
         self,
@@ -269,6 +281,7 @@ class SingleTransfers:
         max_bytes: int,
         max_items: int,
         observe: Callable[[SingleProgress], None],
+        device_id: uuid.UUID | None = None,
     ) -> SingleReceive:
         """Make the receiving end of `send_single`.
 
@@ -276,6 +289,7 @@ class SingleTransfers:
         :param destination: folder that the files go to; created if it is missing.
         :param max_bytes: the most it may have in all.
         :param max_items: the most files and folders it may have.
+        :param device_id: as with `send_single`.
         """
         return SingleReceive(
             self._ctx,
@@ -286,6 +300,7 @@ class SingleTransfers:
             max_bytes=max_bytes,
             max_items=max_items,
             min_free_bytes=self._min_free_bytes,
+            throttle=self._limiter.down(device_id),
             observe=observe,
         )
 
