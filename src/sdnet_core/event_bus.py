@@ -16,7 +16,7 @@ import msgspec
 
 from .clock import Clock
 
-__all__ = ["EventBus", "EventsDropped", "NetworkEvent", "Subscription"]
+__all__ = ["EventBus", "EventsDropped", "NetworkEvent", "Subscription", "event_kinds"]
 
 KEPT_OF_EACH_KIND = 500
 """Past events that a bus keeps, of each kind: what happens often does not push out what happens rarely."""
@@ -53,6 +53,18 @@ class EventsDropped(NetworkEvent):
     kind = "events-dropped"
     count: int
     reason: str = "the listener was too slow"
+
+
+def event_kinds() -> dict[str, bool]:
+    """The kinds of events of the core and of all imported plugins, and whether each goes into the audit log."""
+    found: dict[str, bool] = {}
+    classes = list(NetworkEvent.__subclasses__())
+    while classes:
+        event = classes.pop()
+        classes += event.__subclasses__()
+        if event.kind != NetworkEvent.kind:  # else it is a base of others
+            found[event.kind] = event.audited
+    return found
 
 
 class Subscription:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 
-from .event_bus import EventBus, EventsDropped, NetworkEvent, Subscription
+from .event_bus import EventBus, EventsDropped, NetworkEvent, Subscription, event_kinds
 
 __all__ = [
     "ApprovalDecided",
@@ -40,6 +40,7 @@ __all__ = [
     "Subscription",
     "TrustChanged",
     "VaultChanged",
+    "event_kinds",
 ]
 
 

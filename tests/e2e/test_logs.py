@@ -59,6 +59,15 @@ def test_no_secret_and_no_payload_is_logged_at_the_finest_level(make_node: MakeN
     assert all(entry["device_id"] and entry["peer_id"] for entry in about_bert)
 
 
+def test_kinds_that_there_are_not_are_said(running: Node) -> None:
+    assert "Did you mean 'connection-lost'?" in running.run("events", "--type", "connection-lots", expect=2).stderr
+    assert "no events of the kind 'bogus'" in running.run("events", "-f", "--type", "bogus", expect=2).stderr
+    assert "no events of the kind" in running.run("audit", "--kinds", "connection-lost", expect=2).stderr
+    assert running.run("audit", "--kinds", "device-revoked").stdout == ""
+    started = running.run("events", "--type", "node-started,device-revoked", "--since", "1h", "--json").stdout
+    assert [json.loads(line)["kind"] for line in started.splitlines()] == ["node-started"]
+
+
 def test_levels_change_while_it_runs(running: Node) -> None:
     found = running.json("logs", "level", "session=debug", "daemon=warning")
     assert found["levels"]["session"] == "debug"

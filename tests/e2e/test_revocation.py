@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,21 @@ def test_names_and_trust(paired: tuple[Node, Node]) -> None:
     assert "No question" in alice.run("approvals", "approve", "3f2a", expect=1).stderr
 
 
-def test_revoke_in_the_middle_of_a_transfer_and_pair_anew(paired: tuple[Node, Node], tmp_path: Path) -> None:
+def received(node: Node) -> int:
+    """How much of what it is being sent a node has."""
+    return sum(transfer["done_bytes"] for transfer in node.json("transfers") if transfer["direction"] == "receive")
+
+
+def when(node: Node, kind: str) -> float:
+    """When the latest event of a kind was, seconds since the epoch."""
+    latest: float = json.loads(node.run("events", "--type", kind, "-n", "1", "--json").stdout)["at"]
+    return latest
+
+
+def test_revoke_in_the_middle_of_a_transfer_and_pair_anew(
+    paired: tuple[Node, Node], tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """``pytest -s`` prints how long it took from the command until either side was cut off."""
     alice, bob = paired
     large = tmp_path / "large.bin"
     with large.open("wb") as file:
@@ -61,12 +76,19 @@ def test_revoke_in_the_middle_of_a_transfer_and_pair_anew(paired: tuple[Node, No
     bob.wait_until(
         lambda: any(transfer.get("done_bytes", 0) > 1 << 20 for transfer in bob.json("transfers")), "it is under way"
     )
+    began = time.time()
     assert "bob is revoked. It was told." in alice.run("devices", "revoke", "bob").stdout
+    got = received(alice)
     assert state(alice) == "revoked"
     _, err = sending.communicate(timeout=60)
     assert sending.returncode != 0
     assert err
     bob.wait_until(lambda: state(bob) == "expired", "bob is told")
+    took = {node.name: when(node, "connection-lost") - began for node in paired}
+    record_property("revoke_to_cut_s", took)
+    print("from the command to the cut, seconds:", {n: round(s, 3) for n, s in took.items()})  # noqa: T201
+    assert when(alice, "connection-lost") <= when(alice, "device-revoked")  # cut before anything else
+    assert received(alice) == got > 0  # nothing came any more
     assert not (alice.downloads / "large.bin").exists()
 
     for node in (alice, bob):

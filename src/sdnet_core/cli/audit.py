@@ -9,6 +9,7 @@ import click
 
 from ..daemon.moments import parse_moment
 from ..errors import InvalidRequestError
+from .kinds import AUDIT_KINDS, check_kinds, split_kinds
 from .kit import Cli, clean, format_time, json_option, pass_cli
 
 __all__ = ["audit"]
@@ -49,11 +50,15 @@ def audit(ctx: click.Context, cli: Cli, since: float | None, kinds: str | None, 
     """
     if ctx.invoked_subcommand is not None:
         return
+    wanted = split_kinds([kinds or ""])
     if not follow:
-        for line in cli.client.get("/audit", since=since, kinds=kinds):
+        found = cli.client.get("/audit", since=since, kinds=wanted or None)
+        if not found:  # a line may be of a plugin that is not here any more
+            check_kinds(cli, wanted, audited=True, known=AUDIT_KINDS)
+        for line in found:
             _show(cli, line, as_json)
         return
-    wanted = {kind for kind in (kinds or "").split(",") if kind}
+    check_kinds(cli, wanted, audited=True, known=AUDIT_KINDS)
     with cli.client.stream("/audit/follow", since=since) as lines:
         for line in lines:
             if not wanted or line["kind"] in wanted:

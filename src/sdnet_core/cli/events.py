@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .kinds import check_kinds, split_kinds
 from .kit import Cli, clean, format_time, json_option, pass_cli
 
 __all__ = ["events"]
@@ -35,10 +36,11 @@ def events(cli: Cli, since: str | None, follow: bool, kinds: Sequence[str], line
     The node keeps the latest 500 events of each kind while it runs; where some are missing, a line says how many. With
     --json one line for each event.
     """
-    wanted = ",".join(kinds) or None
+    if follow and lines is not None:
+        raise click.UsageError("--lines cannot go with --follow; --since can.")
+    wanted = split_kinds(kinds) or None
+    check_kinds(cli, wanted or ())
     if follow:
-        if lines is not None:
-            raise click.UsageError("--lines cannot go with --follow; --since can.")
         with cli.client.stream("/events", kinds=wanted, since=since) as stream:
             for event in stream:
                 _show(cli, event, as_json)

@@ -64,9 +64,13 @@ def logs(
         )
 
     reader = _LogReader(cli.config.paths.log_file, cli.config.log.backups)
+    seen: set[str] = set()
     with contextlib.closing(reader):
-        for entry in deque(filter(fits, reader.past()), maxlen=lines):
+        for entry in deque(filter(fits, _noting(reader.past(), seen)), maxlen=lines):
             _show(cli, entry, as_json)
+        if reader.found and wanted is not None and (absent := wanted - seen):
+            there = ", ".join(sorted(seen - {""})) or "nothing"
+            cli.note(f"Nothing in the log is of {' or '.join(sorted(absent))}. It has entries of: {there}.")
         while follow:
             for entry in filter(fits, reader.more()):
                 _show(cli, entry, as_json)
@@ -110,6 +114,13 @@ def level_(cli: Cli, changes: tuple[str, ...], as_json: bool) -> None:
         cli.print(f"{component}: {value}")
     if not changes:
         cli.print(f"Components: {', '.join(found['components'])}")
+
+
+def _noting(entries: Iterable[_Entry], components: set[str]) -> Iterator[_Entry]:
+    """Give entries on, and note of which components they are."""
+    for entry in entries:
+        components.add(entry["component"])
+        yield entry
 
 
 class _LogReader:

@@ -11,7 +11,7 @@ import msgspec
 from starlette.responses import Response
 
 from ..errors import NotFoundError
-from ..events import NetworkEvent, Subscription
+from ..events import NetworkEvent, Subscription, event_kinds
 from ..hookspecs import ApiRequest, Route
 from .log import DaemonLog
 from .moments import parse_moment
@@ -48,6 +48,7 @@ class WatchRoutes:
         return [
             Route(method="GET", path="/events", endpoint=self.events, summary="What happens, as it happens"),
             Route(method="GET", path="/events/recent", endpoint=self.recent, summary="What has happened"),
+            Route(method="GET", path="/events/kinds", endpoint=self.kinds, summary="Which kinds of events there are"),
             Route(method="GET", path="/metrics", endpoint=self.metrics, summary="Numbers for Prometheus"),
             Route(method="GET", path="/log", endpoint=self.log, summary="The log's place and levels"),
             Route(method="PATCH", path="/log", endpoint=self.change_log, summary="Change the log's levels"),
@@ -63,6 +64,9 @@ class WatchRoutes:
     async def recent(self, request: ApiRequest) -> Any:
         past = self._history(request, request.query.get("since", ""))
         return [event.to_dict() for event in past]
+
+    async def kinds(self, request: ApiRequest) -> Any:
+        return [{"kind": kind, "audited": audited} for kind, audited in sorted(event_kinds().items())]
 
     async def metrics(self, request: ApiRequest) -> Any:
         await self._core.runner(import_module, "prometheus_client")  # once, and not in the event loop

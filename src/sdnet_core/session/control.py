@@ -40,10 +40,10 @@ __all__ = [
 MAX_CONTROL_MESSAGE_BYTES = 512
 _MAX_PINGS = 64
 _MAX_QUEUED = 64
+"""Messages that wait to be sent; while there are more, none of the other side's are taken."""
 _ASK_AFTER = 1.25
 """Keepalive intervals without a sign of the other side after which it is asked for one: its own interval may be
 longer than ours, and then it would be taken for gone while it is only quiet."""
-"""Messages that wait to be sent; while there are more, none of the other side's are taken."""
 
 _PingNumber = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,41 @@ def test_a_machine_with_another_address_is_found_again(paired: tuple[Node, Node]
     wait_connected(alice, bob, timeout_s=60)
     assert alice.json("ping", "bob", "--count", "1")  # and what alice opens goes there, too
     assert "198.51.100.2/" not in json.dumps(bob.json("status")["addresses"])
+
+
+@contextmanager
+def frozen(node: Node) -> Iterator[None]:
+    """Stop a node's process for the length of the block, as when its machine sleeps: connections stay, unanswered."""
+    pid = node.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("sleeper", [0, 1])
+def test_a_machine_that_sleeps_is_missed_and_there_again_when_it_wakes(paired: tuple[Node, Node], sleeper: int) -> None:
+    wait_connected(*paired, timeout_s=60)
+    asleep, awake = paired[sleeper], paired[1 - sleeper]
+    with frozen(asleep):
+        awake.wait_until(lambda: not other(awake)["connected"], "it is missed")
+        awake.run("msg", "send", asleep.name, f"while {asleep.name} slept")
+    asleep.wait_until(lambda: f"while {asleep.name} slept" in texts(asleep), "what was said meanwhile", timeout_s=60)
+    wait_connected(*paired, timeout_s=60)
+
+
+@pytest.mark.skipif("SDNET_LONG_TESTS" not in os.environ, reason="waits for time-outs: nox -s net")
+def test_a_handshake_that_fails_is_tried_again(paired: tuple[Node, Node], switch: Switch) -> None:
+    alice, bob = paired
+    wait_connected(*paired, timeout_s=60)
+    alice.kill9()
+    with frozen(bob):  # its system takes connections, and nobody answers on them
+        start(alice, switch.machines[0])
+        alice.wait_until(lambda: other(alice)["attempts"] >= 2, "it was tried in vain", timeout_s=90)
+        assert other(alice)["last_error"]
+    wait_connected(*paired, timeout_s=60)
 
 
 def test_kills_of_either_side_lose_nothing_and_repeat_nothing(

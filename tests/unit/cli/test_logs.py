@@ -65,6 +65,15 @@ def test_filters_and_rotated_files(log: DaemonLog, environ: dict[str, str]) -> N
     assert [e["component"] for e in read(environ, "--component", "messaging,swarm")] == ["swarm", "messaging"]
 
 
+def test_a_component_without_entries_is_said(log: DaemonLog, environ: dict[str, str]) -> None:
+    write(log, "sdnet_core.swarm.x", logging.ERROR, "the first")
+    write(log, "sdnet_core.session.x", logging.ERROR, "the second")
+    command = [*COMMAND, "--json", "--component", "swarm,sesion"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=True)
+    assert [json.loads(line)["message"] for line in done.stdout.splitlines()] == ["the first"]
+    assert done.stderr == "Nothing in the log is of sesion. It has entries of: session, swarm.\n"
+
+
 def test_following_goes_on_over_a_rotation(log: DaemonLog, environ: dict[str, str]) -> None:
     write(log, "sdnet_core.core", logging.INFO, "before")
     with subprocess.Popen([*COMMAND, "-f", "--json"], env=environ, stdout=subprocess.PIPE, text=True) as following:

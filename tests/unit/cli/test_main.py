@@ -250,16 +250,23 @@ def test_commands_import_nothing_heavy(environ: dict[str, str], arguments: list[
     assert done.returncode == 0, done.stderr
 
 
-def test_interrupted_while_it_waits(environ: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["devices"], ["events", "-f"], ["audit", "-f"], ["msg", "listen"], ["sync", "watch", "x"]]
+)
+def test_interrupted_while_it_waits(environ: dict[str, str], arguments: list[str]) -> None:
     script = (
         "import os, signal, sys, threading; from sdnet_core.cli import main as m, kit\n"
         "def wait(*a, **k):\n"
         "    print('waiting', flush=True); signal.pause()\n"
-        "kit.ApiClient.get = wait\n"
-        "sys.exit(m.main(['devices']))"
+        "kit.ApiClient.get = kit.ApiClient.stream = wait\n"
+        "sys.exit(m.main(sys.argv[1:]))"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, *arguments],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -153,6 +153,15 @@ async def test_what_has_happened_is_listed(api_of: ApiOf) -> None:
         assert (await api.call("GET", "/v1/events/recent?since=2999-01-01")).json == []
 
 
+async def test_the_kinds_of_events_are_listed(api_of: ApiOf) -> None:
+    async with linked_nodes(1, plugins=[]) as (node,):
+        found = (await api_of(node).call("GET", "/v1/events/kinds")).json
+        audited = {entry["kind"]: entry["audited"] for entry in found}
+        assert (audited["device-revoked"], audited["connection-lost"]) == (True, False)
+        assert "event" not in audited
+        assert set(audited) >= {event.kind for event in node.events.history()}
+
+
 @pytest.mark.parametrize("since", ["yesterday", "-5", "5x", "1-2-3", "9" * 30])
 async def test_a_wrong_since_is_a_problem(api_of: ApiOf, since: str) -> None:
     async with linked_nodes(1, plugins=[]) as (node,):

@@ -145,18 +145,15 @@ def inbox(cli: Cli, unread: bool, keep_unread: bool, as_json: bool) -> None:
 @json_option
 @pass_cli
 def listen(cli: Cli, keep_unread: bool, as_json: bool) -> None:
-    """Show messages as they come, until Ctrl-C, and mark them as read."""
-    try:
-        with cli.client.stream("/messaging/inbox/watch") as messages:
-            for message in messages:
-                if as_json:
-                    cli.print_json(message, compact=True)
-                else:
-                    cli.print(_line(message))
-                if not keep_unread:
-                    cli.client.post("/messaging/inbox/read", {"ids": [message["id"]]})
-    except KeyboardInterrupt:
-        pass
+    """Show messages as they come, until Ctrl-C or until the node stops, and mark them as read."""
+    with cli.client.stream("/messaging/inbox/watch") as messages:
+        for message in messages:
+            if as_json:
+                cli.print_json(message, compact=True)
+            else:
+                cli.print(_line(message))
+            if not keep_unread:
+                cli.client.post("/messaging/inbox/read", {"ids": [message["id"]]})
 
 
 @msg.command(epilog="\b\nExamples:\n  sdnet msg choose 12 snooze")

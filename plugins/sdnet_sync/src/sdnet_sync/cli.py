@@ -326,13 +326,10 @@ def search(cli: Cli, words: tuple[str, ...], library: str | None, limit: int, as
 @click.option("--kind", help="Entries of this kind only.")
 @pass_cli
 def watch(cli: Cli, library: str, kind: str | None) -> None:
-    """Show changes as they come, a line of JSON each, until Ctrl-C."""
-    try:
-        with cli.client.stream(_path(library, "/watch"), kind=kind) as changes:
-            for change in changes:
-                cli.print_json(change, compact=True)
-    except KeyboardInterrupt:
-        pass
+    """Show changes as they come, a line of JSON each, until Ctrl-C or until the node stops."""
+    with cli.client.stream(_path(library, "/watch"), kind=kind) as changes:
+        for change in changes:
+            cli.print_json(change, compact=True)
 
 
 @sync.command(epilog="\b\nExamples:\n  sdnet sync pause Recipes")

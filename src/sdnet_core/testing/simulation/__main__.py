@@ -13,6 +13,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from .scenario import Outcome, run_seed
 
 HASH_SEED = "0"
+TELL_EVERY = 100
+"""Seeds between two lines that say how far it is."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,9 +31,10 @@ def main(arguments: Sequence[str]) -> int:
     seeds = range(first, first + (1 if only else chosen.seeds))
     started = time.monotonic()
     failed: list[int] = []
-    with ProcessPoolExecutor(min(chosen.jobs, len(seeds))) as pool:
-        running = [pool.submit(run_seed, seed, nodes=chosen.nodes) for seed in seeds]
-        for done in as_completed(running):
+    with ProcessPoolExecutor(max(1, min(chosen.jobs, len(seeds)))) as pool:
+        # No list of them is kept: each holds the whole trace of a seed once it is done.
+        running = as_completed({pool.submit(run_seed, seed, nodes=chosen.nodes) for seed in seeds})
+        for count, done in enumerate(running, start=1):
             outcome = done.result()
             if chosen.trace:
                 sys.stdout.write(outcome.text)
@@ -40,6 +43,8 @@ def main(arguments: Sequence[str]) -> int:
                 _explain(outcome, chosen.nodes)
             elif only:
                 _say(f"seed {outcome.seed}: clean; events {_digest(outcome)}")
+            if count % TELL_EVERY == 0 and count < len(seeds):
+                _say(f"{count} of {len(seeds)} seeds, {len(failed)} failed, {time.monotonic() - started:.0f} s")
     _say(f"{len(seeds)} seeds, {len(failed)} failed, {time.monotonic() - started:.0f} s")
     if failed:
         _say(f"failed: {' '.join(map(str, sorted(failed)))}")
