@@ -99,7 +99,7 @@ class EntryState:
         """
         fields = self.fields
         for name, value in values.items():
-            write = Write(stamp, author, sequence, value)
+            write = Write._make((stamp, author, sequence, value))  # half the time of naming them
             known = fields.get(name)
             kept = _unseen(known, author, seen) if known else None
             fields[name] = sorted([*kept, write], key=_place) if kept else [write]

@@ -196,8 +196,8 @@ class Transaction:
         """Apply one operation on an entry, which was prefetched."""
         slot = self._slots.get(key)
         if slot is None:
-            slot = self._slots[key] = _Slot(EntryState(operation.kind, operation.id), None, 0, False)
-        if not slot.dirty:
+            slot = self._slots[key] = _Slot(EntryState(operation.kind, operation.id), None, 0, False, dirty=True)
+        elif not slot.dirty:
             slot.state = slot.state.copy()
             slot.dirty = True
         slot.author, slot.encoded = author, None
