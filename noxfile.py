@@ -171,7 +171,7 @@ def bench_messages(session: nox.Session) -> None:
 
 @nox.session
 def bench_pairing(session: nox.Session) -> None:
-    """Measure how long two nodes on one network take to pair; takes `-- --quick`."""
+    """Measure how long two nodes take to pair, with root also between networks; takes `-- --quick`."""
     session.run(PYTHON, "-m", "benchmarks.bench_pairing", *session.posargs)
 
 

@@ -1,6 +1,7 @@
-"""Measure how long pairing takes on one local network: ``nox -s bench_pairing``; ``-- --quick`` for one round.
+"""Measure how long pairing takes: ``nox -s bench_pairing``; ``-- --quick`` for one round.
 
-Two nodes, each a process, find each other by real multicast DNS on loopback and pair by words only, or by a link.
+Two nodes, each a process, find each other by real multicast DNS on loopback and pair by words only, or by a link. With
+root on Linux two daemons do it in network namespaces, too: on one LAN, and through a public node.
 Nobody is asked, so what is measured is everything but the person: from the moment at which the words are there to that
 at which the device is stored, and to that at which the first session is proven.
 """
@@ -14,17 +15,23 @@ from datetime import UTC, datetime
 from typing import Any
 
 import anyio
+import anyio.to_thread
 from rich.console import Console
 
-from benchmarks import machine, report
+from benchmarks import machine, pairing_networks, report
 from benchmarks.harness import ROOT, BenchmarkError, Figures, Pair, pairs
 
 _OUT = ROOT / "benchmarks" / "out"
 _DOCS = ROOT / "docs" / "benchmarks.md"
 _MODULE = "benchmarks.pairing_peer"
-_UNITS = {"paired": "s", "connected": "s"}
+_UNITS = dict.fromkeys(("paired", "connected", "upgrade"), "s")
 _QUIET_CORES = 0.2
-_LIMITS = tuple((f"{case}_paired", (case, "sdnet", "paired"), 3.0) for case in ("new_nodes", "words", "link"))
+_ROUNDS, _NETWORK_ROUNDS = 10, 5
+_LIMITS = (
+    *((f"{case}_paired", (case, "sdnet", "paired"), 3.0) for case in ("new_nodes", "words", "link", "one_lan")),
+    *((f"{case}_paired", (case, "sdnet", "paired"), 10.0) for case in ("routed_lans", "two_homes")),
+    ("dcutr", ("two_homes", "sdnet", "upgrade"), 5.0),
+)
 
 
 async def _pair(pair: Pair, how: str) -> dict[str, float]:
@@ -35,7 +42,7 @@ async def _pair(pair: Pair, how: str) -> dict[str, float]:
     return found
 
 
-async def _measure(console: Console, rounds: int) -> dict[str, Any]:
+async def _measure(console: Console, rounds: int, network_rounds: int) -> dict[str, Any]:
     about = machine.describe("libp2p", "trio", "anyio", "cryptography", "zeroconf")
     load = machine.OtherLoad()
     began = time.monotonic()
@@ -48,7 +55,16 @@ async def _measure(console: Console, rounds: int) -> dict[str, Any]:
             figures.add("words", "sdnet", _UNITS, **await _pair(pair, "words"))
             figures.add("link", "sdnet", _UNITS, **await _pair(pair, "link"))
         console.print(f"round {number + 1} of {rounds}", highlight=False)
+    # Daemons are nobody's children, and would count as others.
     about["other_load_cores"] = load.cores()
+    if missing := pairing_networks.why_not():
+        console.print(f"Nothing is measured between networks: {missing}", style="yellow", highlight=False)
+        network_rounds = 0
+    for number in range(network_rounds):
+        for case in pairing_networks.NETWORKS:
+            got = await anyio.to_thread.run_sync(pairing_networks.measure, case)
+            figures.add(case, "sdnet", _UNITS, **got)
+        console.print(f"round {number + 1} of {network_rounds} between networks", highlight=False)
     limits = {
         name: (value, "s", None, at_most) for name, of, at_most in _LIMITS if (value := figures.median(*of)) is not None
     }
@@ -60,7 +76,7 @@ async def _measure(console: Console, rounds: int) -> dict[str, Any]:
         measured=datetime.now(UTC).strftime("%Y-%m-%d"),
         seconds=round(time.monotonic() - began),
         machine=about,
-        scale={"rounds": rounds},
+        scale={"rounds": rounds, "network_rounds": network_rounds},
     )
 
 
@@ -74,10 +90,15 @@ def _docs(found: dict[str, Any]) -> list[str]:
         "and pair without asking a person. `paired` is from the moment at which the joiner has the code to the one at",
         "which it has stored the other device durably, `connected` to the first proven session. `new_nodes` pairs two",
         "that have just started, `words` the same two once more, `link` with the link that a QR code holds.",
+        "With root on Linux, two daemons that have just started pair by words in network namespaces, too: on `one_lan`",
+        "by multicast DNS; on `routed_lans`, which no multicast crosses, through the DHT of an `sdnet node`; as",
+        "`two_homes`, each behind a router that translates addresses and lets nothing in, through DHT and relay of",
+        "a node. `upgrade` is from the first session, through the relay, to the direct one that hole punching",
+        "(DCUtR) gives.",
         "",
         f"Measured {found['measured']} on {about['cores']} cores ({about['processor']}), {about['memory_gib']:g} GiB,"
         f" {about['kernel']}, {about['python']}; {versions}."
-        f" Other programs kept {about['other_load_cores']} cores busy meanwhile.",
+        f" Other programs kept {about['other_load_cores']} cores busy during the part on loopback.",
         "",
         *report.tables_as_markdown(found, ()),
     ]
@@ -90,7 +111,8 @@ def main() -> int:
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 150)
     try:
-        found = anyio.run(_measure, console, 1 if options.quick else 10, backend="trio")
+        rounds = (1, 1) if options.quick else (_ROUNDS, _NETWORK_ROUNDS)
+        found = anyio.run(_measure, console, *rounds, backend="trio")
     except BenchmarkError as exc:
         console.print(str(exc), style="red", highlight=False, markup=False)
         return 1

@@ -11,41 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.watched import Watched
 from sdnet_core.config import load_config
-from sdnet_core.daemon.client import ApiClient
 from sdnet_core.testing import Daemon, paired_daemons
 
 __all__ = ["reconnects"]
 
 _KEEPALIVE_S = 1.0
-_PATIENCE_S = 60.0
 
 
-class _Watched:
-    """A daemon and its local API."""
+def _watched(daemon: Daemon) -> Watched:
+    return Watched(load_config(daemon.name, environ=daemon.environment))
 
-    def __init__(self, daemon: Daemon) -> None:
-        self.daemon = daemon
-        self._client = ApiClient(load_config(daemon.name, environ=daemon.environment))
 
-    @property
-    def pid(self) -> int:
-        found: int = self._client.get("/status")["pid"]
-        return found
-
-    def latest(self) -> int:
-        """The number of the latest event."""
-        return max((event["seq"] for event in self._client.get("/events/recent")), default=0)
-
-    def wait_for(self, kind: str, after: int) -> float:
-        """Wait for an event; gives when it was, seconds since the epoch."""
-        deadline = time.monotonic() + _PATIENCE_S
-        while not (found := self._client.get("/events/recent", kinds=kind, since=after)):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no {kind} at {self.daemon.name} within {_PATIENCE_S:g} s")
-            time.sleep(0.02)
-        at: float = found[0]["at"]
-        return at
+def _pid(daemon: Watched) -> int:
+    found: int = daemon.client.get("/status")["pid"]
+    return found
 
 
 @contextmanager
@@ -69,16 +50,16 @@ def reconnects(rounds: int) -> list[dict[str, Any]]:
     found = []
     with tempfile.TemporaryDirectory(prefix="sdnet-bench-") as home:
         with paired_daemons(Path(home), environment=settings) as daemons:
-            alice, bob = map(_Watched, daemons)
+            alice, bob = map(_watched, daemons)
             for _ in range(rounds):
                 before = alice.latest()
-                os.kill(bob.pid, signal.SIGKILL)
+                os.kill(_pid(bob), signal.SIGKILL)
                 alice.wait_for("connection-lost", before)
-                bob.daemon.start()
+                daemons[1].start()
                 ready = bob.wait_for("node-started", 0)
                 restart_s = alice.wait_for("connection-established", before) - ready
                 before = alice.latest()
-                with _frozen(bob.pid):
+                with _frozen(_pid(bob)):
                     began = time.time()
                     noticed_s = alice.wait_for("connection-lost", before) - began
                     before = alice.latest()

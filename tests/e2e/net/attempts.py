@@ -9,16 +9,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from tests.e2e.conftest import Node
-from tests.e2e.net.stage import Stage, other, relayed
+from tests.e2e.net.stage import Stage, other, relayed, temporary_nodes
 from tests.e2e.net.topologies import Lan, Machine, PublicNodeProcess, start, why_not
 from tests.e2e.test_two_devices import pair
 
@@ -72,7 +69,7 @@ def routed(stage: Stage) -> Pair:
         lan.connect(machine, "eth0", "2")
         machine.shell(f"ip route add default via {lan.prefix}.1")
     # Everybody else finds the way back.
-    address = router.shell_output("ip -4 -o addr show eth0 | awk '{print $4}' | cut -d/ -f1")
+    address = router.address
     for machine in stage.internet.machines:
         if machine is not router:
             machine.shell(f"ip route add 10.0.0.0/8 via {address} || true")
@@ -141,18 +138,8 @@ def main(arguments: list[str]) -> int:
     names = options.network or [*NETWORKS]
     shares = [options.attempts // len(names) + (n < options.attempts % len(names)) for n in range(len(names))]
     total = succeeded = 0
-    folder = Path(tempfile.mkdtemp(prefix="sdnet-attempts-", dir="/tmp"))
-    runtime = folder / "run"
-    runtime.mkdir(mode=0o700)
-    numbers = iter(range(1 << 30))
-
-    def make_node(name: str, **environ: str) -> Node:
-        home = folder / f"{name}{next(numbers)}"
-        home.mkdir()
-        return Node(home, runtime, name, environ)
-
     with contextlib.ExitStack() as closing:
-        closing.callback(shutil.rmtree, folder, ignore_errors=True)
+        make_node = closing.enter_context(temporary_nodes())
         for name, share in zip(names, shares, strict=True):
             stage = Stage(make_node)
             closing.callback(stage.close)

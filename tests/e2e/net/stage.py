@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tests.e2e.conftest import MakeNode, Node
-from tests.e2e.net.topologies import NODE_PORT, SETTINGS, Internet, Machine, PublicNodeProcess, make_file, start
+from tests.e2e.net.topologies import NODE_PORT, SETTINGS, Internet, Lan, Machine, PublicNodeProcess, make_file, start
 
-__all__ = ["FILE_BYTES", "LONG", "Stage", "other", "relayed", "talk"]
+__all__ = ["FILE_BYTES", "LONG", "Stage", "other", "relayed", "talk", "temporary_nodes"]
 
 LONG = os.environ.get("SDNET_NET") == "required"
 """Whether this is `nox -s net` and not the short form among all tests."""
@@ -41,13 +44,41 @@ class Stage:
 
     def device(self, name: str, machine: Machine, *points: PublicNodeProcess, **settings: str) -> Node:
         bootstrap = ",".join(point.address for point in points)
-        node = self._make_node(name, **SETTINGS, SDNET_DISCOVERY_BOOTSTRAP=bootstrap, **settings)
+        node = self._make_node(name, **{**SETTINGS, "SDNET_DISCOVERY_BOOTSTRAP": bootstrap, **settings})
         self._closing.callback(lambda: node.pid is None or node.kill9())
         start(node, machine)
         return node
 
+    def routed_lans(self, count: int) -> list[Machine]:
+        """A machine on each of some LANs behind one router; no multicast gets from one to another."""
+        router, machines = self.closing(Machine()), []
+        router.forward()
+        for number in range(count):
+            lan, machine = self.closing(Lan(f"10.{number + 1}.0")), self.closing(Machine())
+            lan.connect(router, f"lan{number}", "1")
+            lan.connect(machine, "eth0", "2")
+            machine.shell(f"ip route add default via {lan.prefix}.1")
+            machines.append(machine)
+        return machines
+
     def close(self) -> None:
         self._closing.close()
+
+
+@contextmanager
+def temporary_nodes() -> Iterator[MakeNode]:
+    """Makes nodes where pytest does not; what they keep is deleted at the end. Stop them before."""
+    with tempfile.TemporaryDirectory(prefix="sdnet-net-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        runtime = Path(folder) / "run"
+        runtime.mkdir(mode=0o700)
+        numbers = itertools.count()
+
+        def make(name: str, **environ: str) -> Node:
+            home = Path(folder) / f"{name}{next(numbers)}"
+            home.mkdir()
+            return Node(home, runtime, name, environ)
+
+        yield make
 
 
 def other(node: Node) -> dict[str, Any]:

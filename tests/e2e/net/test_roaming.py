@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,29 @@ def test_a_device_moves_in_the_middle_of_a_transfer(stage: Stage, tmp_path: Path
     second.join(laptop)
     finished(process, file, alice, bob)
     connected(alice, bob)
+
+
+@pytest.mark.skipif(not LONG, reason="Part of nox -s net.")
+def test_a_device_that_sleeps_wakes_up_elsewhere(stage: Stage) -> None:
+    point = stage.point(stage.internet.machine())
+    first, second = stage.internet.site(), stage.internet.site()
+    laptop = first.machine()
+    alice = stage.device("alice", stage.internet.site().machine(), point)
+    bob = stage.device("bob", laptop, point)
+    pair(alice, bob)
+    assert bob.pid is not None
+    os.kill(bob.pid, signal.SIGSTOP)
+    try:
+        # That takes longer than the keepalive.
+        wait(lambda: not other(alice)["connected"], "the silence is noticed", alice)
+        alice.run("msg", "send", "bob", "good morning")
+        first.leave(laptop)
+        second.join(laptop)
+    finally:
+        os.kill(bob.pid, signal.SIGCONT)
+    connected(alice, bob)
+    wait(lambda: "good morning" in str(bob.json("msg", "inbox")), "the message arrives", alice, bob)
+    assert alice.json("ping", "bob", "--count", "1")
 
 
 def test_a_relayed_link_outlives_its_circuits(stage: Stage, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.conftest import MakeNode
 from tests.e2e.net.stage import FILE_BYTES, Stage, relayed, talk
-from tests.e2e.net.topologies import Lan, Machine, wait, why_not
+from tests.e2e.net.topologies import wait, why_not
 from tests.e2e.test_two_devices import pair
 
 REASON = why_not()
@@ -43,14 +43,7 @@ def test_one_lan_without_a_public_node(stage: Stage, tmp_path: Path) -> None:
 
 
 def test_routed_lans_without_multicast(stage: Stage, tmp_path: Path) -> None:
-    router = stage.closing(Machine())
-    lans = [stage.closing(Lan(prefix)) for prefix in ("10.1.0", "10.2.0", "10.3.0")]
-    machines = [stage.closing(Machine()) for _ in lans]
-    router.forward()
-    for number, (lan, machine) in enumerate(zip(lans, machines, strict=True)):
-        lan.connect(router, f"lan{number}", "1")
-        lan.connect(machine, "eth0", "2")
-        machine.shell(f"ip route add default via {lan.prefix}.1")
+    machines = stage.routed_lans(3)
     point = stage.point(machines[2])
     alice = stage.device("alice", machines[0], point)
     bob = stage.device("bob", machines[1], point)

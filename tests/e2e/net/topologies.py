@@ -51,6 +51,11 @@ class Machine(Namespace):
         done = subprocess.run([*self.enter, "sh", "-ec", script], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
+    @property
+    def address(self) -> str:
+        """Its IPv4 address on ``eth0``."""
+        return self.shell_output("ip -4 -o addr show eth0 | awk '{print $4}' | cut -d/ -f1")
+
     def forward(self) -> None:
         """Let it forward packets."""
         self.shell("echo 1 > /proc/sys/net/ipv4/ip_forward")
