@@ -12,7 +12,11 @@ from typing import Any
 import anyio
 import pytest
 
+from sdnet_core.clock import SystemClock
 from sdnet_core.config import Config, load_config
+from sdnet_core.discovery.dht_client import DhtClient
+from sdnet_core.discovery.dht_records import RecordKeys
+from sdnet_core.discovery.kademlia import Contact
 from sdnet_core.discovery.points import parse_point
 from sdnet_core.errors import AlreadyRunningError, ConnectionFailedError
 from sdnet_core.public_node import PublicNode, config_of_public_node
@@ -68,3 +72,15 @@ async def test_one_address_gets_its_share_of_the_connections(tmp_path: Path) -> 
         peer_id = node.status()["peer_id"]
         await until(lambda: sum(swarm.is_connected(peer_id) for swarm in swarms) == 3)
         assert node.refused == 5
+
+
+async def test_one_address_gets_its_share_of_the_records(tmp_path: Path) -> None:
+    config = settings(tmp_path, max_records_per_address=3)
+    async with PublicNode.run(config) as node, AsyncExitStack() as stack:
+        swarm, clock, point = await connect(stack, node), SystemClock(), parse_point(node.addresses[0])
+        client, contact = DhtClient(swarm, clock), Contact(point.peer_id, point.addresses)
+        for number in range(6):
+            keys = RecordKeys(bytes([number]) * 32)
+            record = keys.make(None, sequence=1, expires_at=int(clock.now()) + 60, nonce=bytes(12))
+            assert (await client.store(record, [contact])).stored == 1
+        assert node.status()["dht"]["records"] == 3

@@ -52,6 +52,14 @@ def test_others_that_wait_with_another_code() -> None:
     assert "clocks" in said
 
 
+def test_devices_elsewhere_are_not_taken_for_some_here() -> None:
+    looking = search(MDNS, Way("dht", WayState.LOOKING))
+    looking.saw(candidate("a", TAG, source="dht"))
+    said = looking.diagnosis()
+    assert "No other device announces itself on this network" in said
+    assert "compare the words" not in said
+
+
 def test_ways_that_do_not_work_are_named() -> None:
     said = search(
         Way("mdns", WayState.FAILED, "No interface can be used."), Way("dht", WayState.UNREACHABLE, "No answer.")

@@ -78,7 +78,7 @@ class DhtServer:
         store: RecordStore | None = None,
         budget: Budget | None = None,
     ) -> None:
-        self.store = store or RecordStore()
+        self.store = RecordStore() if store is None else store  # one that is empty counts
         self.counts: Counter[str] = Counter()
         self._swarm = swarm
         self._clock = clock

@@ -31,6 +31,7 @@ PATIENCE_S = 5.0
 DIAL_TIMEOUT_S = 8.0
 RETRY_MIN_S = 0.5
 RETRY_MAX_S = 20.0
+SILENT = "a meeting point takes connections, but does not answer"
 
 
 @dataclass(eq=False, slots=True)
@@ -150,7 +151,7 @@ class MeetingPoints:
             self._changed()
             return False
         if not await self._ask(kept):
-            kept.error = "a meeting point does not answer"
+            kept.error = SILENT
             await self._swarm.hang_up(point.peer_id)
             self._changed()
             return False
@@ -174,8 +175,10 @@ class MeetingPoints:
                     if not self._swarm.is_connected(kept.point.peer_id):
                         break
                 if not self._swarm.is_connected(kept.point.peer_id):
+                    kept.error = "the connection to a meeting point was lost"
                     break
                 if not await self._ask(kept):
+                    kept.error = SILENT
                     await self._swarm.hang_up(kept.point.peer_id)
                     break
             tasks.cancel_scope.cancel()

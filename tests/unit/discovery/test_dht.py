@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from sdnet_core.clock import SystemClock, SystemRandomness
+from sdnet_core.discovery import meeting
 from sdnet_core.discovery.candidates import CandidateStream, Discovery
 from sdnet_core.discovery.dht import DhtDiscovery
 from sdnet_core.discovery.dht_client import DhtClient
@@ -233,6 +234,8 @@ class Liar:
         return MeetingPoint(self._swarm.peer_id, self._swarm.addresses)
 
     async def _serve(self, stream: SwarmStream) -> None:
+        if self.mode == "silent":
+            await anyio.sleep_forever()
         messages = MessageStream(stream, max_bytes=MAX_QUESTION_BYTES)
         question: AnyQuestion = await messages.receive(AnyQuestion)
         await messages.send(self._answer(question))
@@ -288,6 +291,17 @@ async def test_a_lying_node_delays_and_no_more(world: World, mode: str) -> None:
             found = await stream.receive()
             assert mode == "stale"
             assert found.tags == {b"old"}
+
+
+async def test_a_meeting_point_that_falls_silent_is_said_to_be(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "PATIENCE_S", 0.1)
+    liar = Liar(await world.swarm())
+    alice, source = await world.device(liar.point)
+    await until(lambda: bool(source.meeting.reached))
+    liar.mode = "silent"
+    source.refresh()
+    await until(lambda: alice.ways()[0].state is WayState.UNREACHABLE)
+    assert "takes connections, but does not answer" in alice.ways()[0].detail
 
 
 async def test_malformed_questions_are_refused(world: World) -> None:

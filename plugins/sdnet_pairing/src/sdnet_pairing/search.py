@@ -132,6 +132,11 @@ class Search:
     def _peers(self) -> int:
         return len(set().union(*self._seen.values()))
 
+    @property
+    def _here(self) -> set[str]:
+        """Not those found through meeting points: they may be anywhere, and from an earlier search."""
+        return set().union(*(peers for way, peers in self._seen.items() if way != _FAR))
+
     def _summary(self, activity: Activity, ways: list[SearchWay]) -> str:
         match activity:
             case Activity.CONNECTING:
@@ -168,16 +173,16 @@ class Search:
                 said.append("Looking on this network is switched off ([discovery] mdns).")
         elif way.state is not WayState.LOOKING:
             said.append(f"Looking on this network does not work: {way.detail or way.state}.".replace("..", "."))
-        elif not self._peers:
+        elif not self._here:
             said.append(
                 "No other device announces itself on this network: the other one is elsewhere or its node does not "
                 "run, or the network blocks multicast, as guest networks often do."
             )
-        if self._pairing:
-            waiting = _count(len(self._pairing), "device here waits", "devices here wait")
+        if pairing := len(self._here & self._pairing):
+            waiting = _count(pairing, "device here waits", "devices here wait")
             said.append(f"{waiting} to be paired, but with another code: compare the words.")
-        elif self._peers:
-            seen = _count(self._peers, "other device was", "other devices were")
+        elif self._here:
+            seen = _count(len(self._here), "other device was", "other devices were")
             said.append(
                 f"{seen} seen, but none waits to be paired: the code has expired (after five minutes), was used or "
                 "cancelled, or its device is on another network."
