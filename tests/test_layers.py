@@ -21,7 +21,7 @@ MAX_LINES = 500
 
 # From the bottom to the top; what shares a line is one layer, whose parts may import each other.
 LAYERS = [
-    {"deprecations", "errors"},
+    {"deprecations", "errors", "wording"},
     {"ciphers", "clock", "config", "event_bus", "events", "identity", "log_context", "log_lines", "metrics", "wire"},
     {"storage"},
     {"swarm"},

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .plugins import PluginRecord, PluginState
     from .protocols.handler import Capability, PeerStream, ProtocolHandler, ProtocolSpec
     from .storage import SecureStorage
+    from .wording import format_count
 
 _HOMES = {
     "clock": ("Clock", "Randomness", "Runner"),
@@ -67,6 +68,7 @@ _HOMES = {
     "plugins": ("PluginRecord", "PluginState"),
     "protocols.handler": ("Capability", "PeerStream", "ProtocolHandler", "ProtocolSpec"),
     "storage": ("SecureStorage",),
+    "wording": ("format_count",),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -105,6 +107,7 @@ __all__ = [
     "WaitingMessage",
     "Way",
     "WayState",
+    "format_count",
     "hookimpl",
     "is_small_order",
     "load_config",

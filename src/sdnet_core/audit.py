@@ -28,6 +28,7 @@ from .storage import DamagedError, SecureStorage
 from .storage.atomic import read_bounded, remove_durably
 from .storage.chained import MAC_BYTES, Chain, append_durably
 from .wire import Message, decode, encode
+from .wording import format_count
 
 __all__ = ["AuditLog", "AuditReport"]
 
@@ -39,6 +40,8 @@ MAX_FILE_BYTES = 1 << 20
 KEPT_FILES = 4
 """Full files kept beside the current one."""
 ANCHOR_EVERY_S = 60.0
+OWN_KINDS = frozenset({"audit-damaged", "audit-dropped", "audit-opened"})
+"""Of lines that tell of the log itself, and are no events."""
 MAX_QUEUED = 4096
 _MAX_READ_BYTES = 64 << 20
 
@@ -151,7 +154,7 @@ class AuditLog:
         try:
             await self._runner(self._append, batch)
         except StorageError as error:
-            logger.error("%d lines of the audit log are lost: %s", len(batch), error)
+            logger.error("%s of the audit log lost: %s", format_count(len(batch), "line"), error)
         self._written = self._taken - len(self._queue)
         await self._anchor()
         self._notify()
@@ -290,7 +293,7 @@ class AuditLog:
         if before is not None:
             problems += [f"{self._path}: {text}" for text in self._missing(before, anchor)]
         elif anchor.number:
-            problems.append(f"{self._path} is missing, with its {anchor.number} lines.")
+            problems.append(f"{self._path} is missing, with its {format_count(anchor.number, 'line')}.")
         return AuditReport(lines=lines, first=first, problems=tuple(problems))
 
     def _check_file(self, path: Path) -> _Checked:

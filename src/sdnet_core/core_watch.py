@@ -21,6 +21,7 @@ from .events import (
 )
 from .metrics import PluginMetrics, render
 from .plugins import PluginState
+from .wording import format_count
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -255,7 +256,8 @@ def _warnings(found: dict[str, Any]) -> Iterator[dict[str, str]]:
     if max(outbox["messages"] / outbox["max_messages"], outbox["bytes"] / outbox["max_bytes"]) > _NEARLY_FULL:
         yield _warning("The outbox is nearly full.", "sdnet msg outbox; sdnet msg cancel")
     if found["approvals"]:
-        yield _warning(f"{found['approvals']} requests wait for your approval.", "sdnet approvals")
+        waiting = format_count(found["approvals"], "request waits", "requests wait")
+        yield _warning(f"{waiting} for your approval.", "sdnet approvals")
 
 
 def _warning(what: str, action: str) -> dict[str, str]:

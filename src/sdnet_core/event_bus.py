@@ -57,14 +57,13 @@ class EventsDropped(NetworkEvent):
 
 def event_kinds() -> dict[str, bool]:
     """The kinds of events of the core and of all imported plugins, and whether each goes into the audit log."""
-    found: dict[str, bool] = {}
-    classes = list(NetworkEvent.__subclasses__())
-    while classes:
-        event = classes.pop()
-        classes += event.__subclasses__()
-        if event.kind != NetworkEvent.kind:  # else it is a base of others
-            found[event.kind] = event.audited
-    return found
+    types, waiting = [], [NetworkEvent]
+    while waiting:
+        types.append(waiting.pop())
+        waiting += types[-1].__subclasses__()
+    # Bases are told by their names: making a class with slots leaves one without behind, until that is collected.
+    bases = {(found.__module__, found.__qualname__) for found in types if found.__subclasses__()}
+    return {found.kind: found.audited for found in types if (found.__module__, found.__qualname__) not in bases}
 
 
 class Subscription:

@@ -11,7 +11,16 @@ from typing import Any
 
 from .log_context import current_log_context
 
-__all__ = ["CORE_COMPONENTS", "LEVELS", "HumanFormatter", "JsonFormatter", "component_of", "loggers_of", "parse_line"]
+__all__ = [
+    "CORE_COMPONENTS",
+    "LEVELS",
+    "LIBRARIES",
+    "HumanFormatter",
+    "JsonFormatter",
+    "component_of",
+    "loggers_of",
+    "parse_line",
+]
 
 LEVELS = ("debug", "info", "warning", "error")
 CORE_COMPONENTS = (
@@ -27,6 +36,9 @@ CORE_COMPONENTS = (
     "testing",
 )
 """The parts of the core that have a level of their own; ``core`` is what is in none of the others."""
+
+LIBRARIES = ("anyio", "hypercorn", "libp2p", "multiaddr", "multiformats", "zeroconf")
+"""Libraries that have a level of their own, for what they say below a warning is about their own insides."""
 
 _PREFIX = "sdnet_"
 _CORE = "sdnet_core"

@@ -27,6 +27,7 @@ from .plugin_tasks import PluginTasks, count_tasks
 from .plugins import PluginRecord, PluginSet, PluginState, check_strict
 from .protocols.handler import ProtocolSpec
 from .protocols.registry import ProtocolRegistry, RegisteredProtocol
+from .wording import format_count
 
 if TYPE_CHECKING:
     from .core import NetworkingCore
@@ -223,7 +224,7 @@ class NodePlugins:
         self._core.events.publish(PluginFailed(plugin=plugin, reason=reason))
         if counts and running.failures.spend():
             settings = self._core.config.plugins
-            often = f"failed more than {settings.max_failures} times in {settings.failure_window_s:g} s"
+            often = f"failed more than {format_count(settings.max_failures, 'time')} in {settings.failure_window_s:g} s"
             self._quarantine(record, f"{often}, last: {reason}")
 
     def check_tasks(self) -> None:
@@ -233,7 +234,7 @@ class NodePlugins:
         for name, count in counts.items():
             record = self._record(name)
             if count > most and record is not None:
-                self._quarantine(record, f"has {count} tasks, and {most} are allowed: it leaks them")
+                self._quarantine(record, f"has {format_count(count, 'task')}, more than {most:,}: it leaks them")
 
     def admit_event(self, plugin: str) -> bool:
         """Whether a plugin may publish one more event; one that floods the node is quarantined."""

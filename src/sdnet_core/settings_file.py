@@ -30,6 +30,7 @@ from .config import (
 )
 from .errors import ConfigurationError, NotFoundError, StorageError
 from .storage.atomic import ensure_private_directory, write_atomic
+from .wording import nearest
 
 __all__ = ["Setting", "SettingsFile", "explain_setting"]
 
@@ -315,10 +316,7 @@ def _split(key: str) -> list[str]:
 
 
 def _unknown(key: str, known: Mapping[str, Setting]) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"There is no setting {key!r}." + (f" Did you mean {near[0]}?" if near else "")
+    return f"There is no setting {key!r}.{nearest(key, known)}"
 
 
 def _convert(table: Mapping[str, Any], type_: type[msgspec.Struct], name: str) -> Any:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import anyio
 import pytest
 import trio
 
-from sdnet_core.swarm.abc import AddressesChanged, Connected, SwarmStream
+from sdnet_core.swarm.abc import Connected, SwarmStream
 from sdnet_core.swarm.libp2p import Libp2pSwarm, SwarmLimits
 
 # isort: split
@@ -28,28 +25,12 @@ from libp2p.security.insecure.transport import PLAINTEXT_PROTOCOL_ID, InsecureTr
 from libp2p.security.secio import transport as secio
 from multiaddr import Multiaddr
 
+from tests import real_swarms as swarms
+from tests.real_swarms import MIB, TCP, raw_socket, resident_bytes
+
 pytestmark = [pytest.mark.anyio, pytest.mark.libp2p]
 
-MIB = 1024 * 1024
-
-
-@asynccontextmanager
-async def running(limits: SwarmLimits | None = None) -> AsyncIterator[Libp2pSwarm]:
-    swarm = Libp2pSwarm(os.urandom(32), limits=limits)
-    async with swarm.run():
-        await swarm.listen(["/ip4/127.0.0.1/tcp/0"])
-        assert isinstance(await swarm.events.receive(), AddressesChanged)
-        swarm.set_stream_handler("/echo/1", echo)
-        yield swarm
-
-
-async def echo(stream: SwarmStream) -> None:
-    async for data in stream:
-        await stream.send(data)
-
-
-async def raw_socket(swarm: Libp2pSwarm) -> trio.SocketStream:
-    return await trio.open_tcp_stream("127.0.0.1", int(swarm.addresses[0].rsplit("/", 1)[-1]))
+running = partial(swarms.running, TCP)
 
 
 async def serves(swarm: Libp2pSwarm) -> None:
@@ -60,12 +41,6 @@ async def serves(swarm: Libp2pSwarm) -> None:
             stream = await honest.open_stream(swarm.peer_id, ["/echo/1"])
             await stream.send(b"hello")
             assert await stream.receive() == b"hello"
-
-
-def resident_bytes() -> int:
-    gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def line(text: str) -> bytes:
@@ -159,7 +134,7 @@ async def test_endless_lengths_before_authentication_cost_no_memory() -> None:
 
 async def test_connections_that_say_nothing_are_few_and_end() -> None:
     limits = SwarmLimits(max_handshakes=8, handshake_timeout_s=1.0)
-    async with running(limits) as swarm:
+    async with running(limits=limits) as swarm:
         silent = [await raw_socket(swarm) for _ in range(40)]
         greeted = 0
 
@@ -208,7 +183,7 @@ async def test_a_stranger_cannot_hold_more_streams_than_allowed() -> None:
         started += 1
         await anyio.sleep_forever()
 
-    async with running(SwarmLimits(max_inbound_streams=10)) as swarm, running() as stranger:
+    async with running(limits=SwarmLimits(max_inbound_streams=10)) as swarm, running() as stranger:
         swarm.set_stream_handler("/endless/1", endless)
         await stranger.dial(swarm.peer_id, swarm.addresses)
         refused = 0
@@ -242,7 +217,7 @@ async def test_a_peer_that_proves_another_key_is_hung_up_on() -> None:
 
 
 async def test_a_flood_of_connections_while_a_peer_is_served() -> None:
-    async with running(SwarmLimits(max_connections=20)) as swarm, running() as friend:
+    async with running(limits=SwarmLimits(max_connections=20)) as swarm, running() as friend:
         await friend.dial(swarm.peer_id, swarm.addresses)
         assert isinstance(await swarm.events.receive(), Connected)
         stream = await friend.open_stream(swarm.peer_id, ["/echo/1"])

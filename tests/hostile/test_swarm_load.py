@@ -5,23 +5,21 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import resource
 import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from hashlib import blake2b
-from pathlib import Path
 
 import anyio
 import pytest
 import trio
 
 from sdnet_core.errors import ConnectionFailedError
-from sdnet_core.swarm.abc import AddressesChanged, Connected, Disconnected, SwarmStream
+from sdnet_core.swarm.abc import Connected, Disconnected, SwarmStream
 from sdnet_core.swarm.libp2p import Libp2pSwarm, SwarmLimits
 
 # isort: split
@@ -32,41 +30,22 @@ from libp2p.transport.upgrader import TransportUpgrader
 
 from sdnet_core.swarm.noise import PROTOCOL_ID, NoiseSession, NoiseTransport
 from sdnet_core.swarm.upgrade import make_upgrader
+from tests import real_swarms as swarms
+from tests.real_swarms import MIB, QUIC, TCP, WS, raw_socket, resident_bytes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.libp2p]
 
 LONG = bool(os.environ.get("SDNET_LONG_TESTS"))
 PAUSE_S = 20 if LONG else 3
-MIB = 1024 * 1024
-LISTEN = {"tcp": "/ip4/127.0.0.1/tcp/0", "quic": "/ip4/127.0.0.1/udp/0/quic-v1", "ws": "/ip4/127.0.0.1/tcp/0/ws"}
+LISTEN = {"tcp": TCP, "quic": QUIC, "ws": WS}
 DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
 SYN, ACK, FIN, RST = 1, 2, 4, 8
 HEADER = struct.Struct("!BBHII")
 HANDSHAKE = b"\x13/multistream/1.0.0\n"
 
 
-async def echo(stream: SwarmStream) -> None:
-    async for data in stream:
-        await stream.send(data)
-
-
-@asynccontextmanager
-async def running(limits: SwarmLimits | None = None, transport: str = "tcp") -> AsyncIterator[Libp2pSwarm]:
-    swarm = Libp2pSwarm(os.urandom(32), limits=limits, transports=(transport,))
-    async with swarm.run():
-        await swarm.listen([LISTEN[transport]])
-        assert isinstance(await swarm.events.receive(), AddressesChanged)
-        swarm.set_stream_handler("/echo/1", echo)
-        yield swarm
-
-
-async def raw_socket(swarm: Libp2pSwarm) -> trio.SocketStream:
-    return await trio.open_tcp_stream("127.0.0.1", int(swarm.addresses[0].rsplit("/", 1)[-1]))
-
-
-def resident_bytes() -> int:
-    gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def running(limits: SwarmLimits | None = None, transport: str = "tcp") -> AbstractAsyncContextManager[Libp2pSwarm]:
+    return swarms.running(LISTEN[transport], transports=(transport,), limits=limits)
 
 
 class Attacker:

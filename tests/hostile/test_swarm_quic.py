@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import anyio
@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from sdnet_core.errors import ConnectionFailedError
-from sdnet_core.swarm.abc import AddressesChanged, Connected, Disconnected, SwarmStream
+from sdnet_core.swarm.abc import Connected, Disconnected, SwarmStream
 from sdnet_core.swarm.libp2p import Libp2pSwarm, SwarmLimits
 
 # isort: split
@@ -29,34 +29,17 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 
 from sdnet_core.swarm.quic import identity
 from sdnet_core.swarm.quic.identity import EXTENSION, Credentials, make_credentials
+from tests import real_swarms as swarms
+from tests.real_swarms import MIB, QUIC, resident_bytes
 
 from .quic_client import HostileClient, hostile_client, port_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.libp2p]
 
-QUIC = "/ip4/127.0.0.1/udp/0/quic-v1"
-MIB = 1024 * 1024
 MANY = 10_000 if os.environ.get("SDNET_LONG_TESTS") else 2_000
 
 
-async def echo(stream: SwarmStream) -> None:
-    async for data in stream:
-        await stream.send(data)
-
-
-@asynccontextmanager
-async def running(limits: SwarmLimits | None = None, seed: bytes | None = None) -> AsyncIterator[Libp2pSwarm]:
-    swarm = Libp2pSwarm(seed or os.urandom(32), limits=limits, transports=("quic",))
-    async with swarm.run():
-        await swarm.listen([QUIC])
-        assert isinstance(await swarm.events.receive(), AddressesChanged)
-        swarm.set_stream_handler("/echo/1", echo)
-        yield swarm
-
-
-def resident_bytes() -> int:
-    gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+running = partial(swarms.running, QUIC, transports=("quic",))
 
 
 async def serves(swarm: Libp2pSwarm) -> None:
@@ -354,7 +337,7 @@ async def test_all_streams_filled_and_never_read() -> None:
 
 async def test_handshakes_that_are_never_finished_keep_nobody_out() -> None:
     limits = SwarmLimits(max_handshakes=16)
-    async with running(limits) as swarm, honest_peer_served(swarm):
+    async with running(limits=limits) as swarm, honest_peer_served(swarm):
         socks = []
         try:
             for _ in range(300):

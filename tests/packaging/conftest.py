@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -100,20 +101,26 @@ class Environment:
 
 
 @pytest.fixture(scope="session")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build every distribution of the workspace, once."""
-    directory = tmp_path_factory.mktemp("wheels")
-    build_wheel(ROOT, directory, "--all-packages")
+def wheels(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Build every distribution of the workspace, once for all the workers of a run."""
+    own = tmp_path_factory.getbasetemp()
+    directory = (own if worker_id == "master" else own.parent) / "wheels"
+    with open(f"{directory}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        built = directory / "complete"
+        if not built.exists():
+            build_wheel(ROOT, directory, "--all-packages")
+            built.touch()
     return directory
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Give `run_captured` to tests."""
     return run_captured
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def wheel_of() -> Callable[[Path, Path], Path]:
     """Build the wheel of a source directory into another directory, and return its path."""
 
@@ -125,15 +132,15 @@ def wheel_of() -> Callable[[Path, Path], Path]:
     return build
 
 
-@pytest.fixture
-def make_environment(tmp_path: Path, wheels: Path) -> Callable[..., Environment]:
+@pytest.fixture(scope="session")
+def make_environment(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Callable[..., Environment]:
     """Make environments that hold the pinned packages and the distributions asked for."""
 
     def make(*distributions: str) -> Environment:
-        environment = Environment(tmp_path / "environment", wheels)
+        environment = Environment(tmp_path_factory.mktemp("environment"), wheels)
         pins = ["--build-constraints", "requirements/build.txt", "requirements/runtime.txt"]
         try:
-            run_uv("venv", "-q", "--python", sys.executable, environment.path)
+            run_uv("venv", "-q", "--clear", "--python", sys.executable, environment.path)
             run_uv("pip", "sync", "-q", "--require-hashes", "--python", environment.python, *pins)
         except NoNetworkError:
             pytest.skip("the pinned packages are not in uv's cache and there is no network")

@@ -30,23 +30,32 @@ def install_from_registry(run: Run, environment: Environment, *arguments: str) -
     pytest.skip(f"{' '.join(arguments)} cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
 
 
+@pytest.fixture(scope="module")
+def core_alone(make_environment: Callable[..., Environment], run: Run) -> Environment:
+    """An environment with the core and what the tests of the examples need; examples come and go."""
+    environment = make_environment("sdnet-core")
+    install_from_registry(run, environment, "pytest", "fastapi>=0.115", "uvicorn>=0.30")
+    return environment
+
+
 @pytest.mark.parametrize("example", ["sdnet_echo", "sdnet_clipboard"])
 def test_an_example_works_where_only_the_core_is(
     example: str,
-    make_environment: Callable[..., Environment],
+    core_alone: Environment,
     wheel_of: Callable[[Path, Path], Path],
     run: Run,
     tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
-    environment = make_environment("sdnet-core")
+    environment = core_alone
     assert environment.plugins() == {}
     source = tmp_path / example
     shutil.copytree(ROOT / "examples" / example, source, ignore=shutil.ignore_patterns("__pycache__", ".*_cache"))
     environment.install(str(wheel_of(source, tmp_path / "wheel")))
+    request.addfinalizer(lambda: environment.uninstall(example.replace("_", "-")))
     (record,) = environment.plugins().values()
     assert (record["state"], record["distribution"]) == ("loaded", example.replace("_", "-"))
 
-    install_from_registry(run, environment, "pytest")
     home = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": ""}
     done = run([environment.python, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=source, env=home)
     assert done.returncode == 0, done.stdout[-4000:]
@@ -55,14 +64,10 @@ def test_an_example_works_where_only_the_core_is(
     assert checked.returncode == 0, checked.stdout
 
 
-def test_the_fastapi_host_runs_where_only_the_core_is(
-    make_environment: Callable[..., Environment], run: Run, tmp_path: Path
-) -> None:
-    environment = make_environment("sdnet-core")
-    install_from_registry(run, environment, "pytest", "fastapi>=0.115", "uvicorn>=0.30")
+def test_the_fastapi_host_runs_where_only_the_core_is(core_alone: Environment, run: Run, tmp_path: Path) -> None:
     source = tmp_path / "fastapi_host"
     shutil.copytree(ROOT / "examples" / "fastapi_host", source, ignore=shutil.ignore_patterns("__pycache__"))
     home = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": ""}
-    done = run([environment.python, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=source, env=home)
+    done = run([core_alone.python, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=source, env=home)
     assert done.returncode == 0, done.stdout[-4000:]
     assert "1 passed" in done.stdout

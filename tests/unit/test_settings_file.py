@@ -84,7 +84,7 @@ def test_an_unknown_key_is_said_and_a_near_one_named(file: SettingsFile, key: st
     with pytest.raises(NotFoundError, match="There is no setting") as caught:
         file.set(key, ["x"])
     if key == "node.nmae":
-        assert "Did you mean node.name?" in caught.value.detail
+        assert "Did you mean 'node.name'?" in caught.value.detail
     assert not file.path.exists()
 
 

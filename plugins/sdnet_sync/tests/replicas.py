@@ -12,9 +12,9 @@ from typing import Any
 from sdnet_core import NetworkIdentity
 from sdnet_core.errors import StorageError
 from sdnet_sync.apply import Applied, apply_batches
-from sdnet_sync.operations import Membership, Operation, Role, SignedBatch
+from sdnet_sync.operations import BatchBody, Membership, Operation, Role, SignedBatch, sign_batch
 from sdnet_sync.snapshot import SnapshotReader, SnapshotWriter
-from sdnet_sync.store import LibraryKeys, Store
+from sdnet_sync.store import NO_HEAD, LibraryKeys, Store
 from sdnet_sync.transaction import Transaction
 
 LIBRARY, SECRET = b"L" * 16, b"s" * 32
@@ -194,3 +194,22 @@ def settle(found: list[Device], among: set[Device] | None = None) -> None:
         if not moved:
             return
     raise AssertionError("they never stop")
+
+
+def forge_batch(
+    store: Store, /, *operations: Any, sign: Callable[[bytes], bytes] | None = None, **changes: Any
+) -> SignedBatch:
+    """A batch that follows the last one of a store's device, with some lies in it."""
+    head = store.heads.get(store.device, NO_HEAD)
+    seen = {a: h.sequence for a, h in store.heads.items() if a != store.device and h.sequence}
+    values: dict[str, Any] = {
+        "library": store.keys.library,
+        "author": store.device,
+        "sequence": head.sequence + 1,
+        "stamp": store.clock.last + 1,
+        "previous": head.hash,
+        "seen": {a: n for a, n in seen.items() if n > head.seen.get(a, 0)},
+        "operations": operations,
+        **changes,
+    }
+    return sign_batch(BatchBody(**values), sign or store.sign)[0]

@@ -220,7 +220,7 @@ async def test_folders(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
             await run(b, "get", "Recipes", "films/none.mkv", "--to", str(tmp_path / "got"))
 
         await run(b, "mirror", "Recipes", str(copy))
-        assert shown() == f"photos (mirror) is {copy}: 1 files, 175.8 KiB.\n"
+        assert shown() == f"photos (mirror) is {copy}: 1 file, 175.8 KiB.\n"
         assert (copy / "beach.jpg").read_bytes() == (photos / "beach.jpg").read_bytes()
         (photos / "beach.jpg").unlink()
         await eventually(lambda: _gone(copy / "beach.jpg"))

@@ -18,7 +18,6 @@ from sdnet_sync.compare import Comparison
 from sdnet_sync.limits import MAX_BATCH_OPERATIONS
 from sdnet_sync.messages import Hello, Invitation, Open, Pull, Push, SnapshotBegin
 from sdnet_sync.operations import (
-    BatchBody,
     Delete,
     Membership,
     Put,
@@ -26,32 +25,17 @@ from sdnet_sync.operations import (
     SignedBatch,
     batch_hash,
     open_batch,
-    sign_batch,
 )
 from sdnet_sync.snapshot import SnapshotReader, SnapshotWriter
-from sdnet_sync.store import NO_HEAD
 from sdnet_sync.transaction import Transaction
 
 from .nodes import contents, eventually, in_step, nodes, service, shared
-from .replicas import Device, devices, settle
+from .replicas import Device, devices, forge_batch, settle
 
 
 def forge(author: Device, /, *operations: Any, signer: Device | None = None, **changes: Any) -> SignedBatch:
     """A batch that follows the author's last one, with some lies in it."""
-    head = author.store.heads.get(author.id, NO_HEAD)
-    seen = {a: h.sequence for a, h in author.store.heads.items() if a != author.id and h.sequence}
-    values: dict[str, Any] = {
-        "library": b"L" * 16,
-        "author": author.id,
-        "sequence": head.sequence + 1,
-        "stamp": author.store.clock.last + 1,
-        "previous": head.hash,
-        "seen": {a: n for a, n in seen.items() if n > head.seen.get(a, 0)},
-        "operations": operations,
-        **changes,
-    }
-    who = signer or author
-    return sign_batch(BatchBody(**values), lambda message: who.identity.sign("sync", message))[0]
+    return forge_batch(author.store, *operations, sign=(signer or author).store.sign, **changes)
 
 
 def refusal(device: Device, *batches: SignedBatch) -> Reason | None:

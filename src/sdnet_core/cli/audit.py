@@ -9,8 +9,8 @@ import click
 
 from ..daemon.moments import parse_moment
 from ..errors import InvalidRequestError
-from .kinds import AUDIT_KINDS, check_kinds, split_kinds
-from .kit import Cli, clean, format_time, json_option, pass_cli
+from .kit import Cli, clean, format_count, format_time, json_option, pass_cli
+from .names import check_names, split_names
 
 __all__ = ["audit"]
 
@@ -50,15 +50,13 @@ def audit(ctx: click.Context, cli: Cli, since: float | None, kinds: str | None, 
     """
     if ctx.invoked_subcommand is not None:
         return
-    wanted = split_kinds([kinds or ""])
+    wanted = split_names([kinds or ""])
+    if wanted:
+        check_names(wanted, cli.client.get("/audit/kinds"), "The audit log has no lines of the kind {}.")
     if not follow:
-        found = cli.client.get("/audit", since=since, kinds=wanted or None)
-        if not found:  # a line may be of a plugin that is not here any more
-            check_kinds(cli, wanted, audited=True, known=AUDIT_KINDS)
-        for line in found:
+        for line in cli.client.get("/audit", since=since, kinds=",".join(wanted) or None):
             _show(cli, line, as_json)
         return
-    check_kinds(cli, wanted, audited=True, known=AUDIT_KINDS)
     with cli.client.stream("/audit/follow", since=since) as lines:
         for line in lines:
             if not wanted or line["kind"] in wanted:
@@ -79,8 +77,9 @@ def verify(cli: Cli, as_json: bool) -> int:
     else:
         for problem in report["problems"]:
             cli.print(problem)
-        right = f"{report['lines']} lines from number {report['first']} on"
-        cli.print(f"{right} are as they were written." if not report["problems"] else f"{right} are right.")
+        right = f"{format_count(report['lines'], 'line')} from number {report['first']} on"
+        same = "is as it was written" if report["lines"] == 1 else "are as they were written"
+        cli.print(f"{right} {'are right' if report['problems'] else same}.")
     return 1 if report["problems"] else 0
 
 

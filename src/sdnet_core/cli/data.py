@@ -10,6 +10,7 @@ import click
 
 from ..errors import ConflictError, NotFoundError, StorageError
 from .kit import Cli, format_size, json_option, pass_cli
+from .names import check_names
 
 __all__ = ["data"]
 
@@ -29,7 +30,12 @@ def data() -> None:
 @pass_cli
 def path(cli: Cli, plugin: str | None) -> None:
     """Print the folder of this node's data, or of PLUGIN's own."""
-    cli.print(str(cli.config.paths.data if plugin is None else _folders(cli, plugin)[0]))
+    if plugin is None:
+        cli.print(str(cli.config.paths.data))
+        return
+    known = {*_plugins(cli), *(record.name for record in cli.find_plugins(load=False).records)}
+    check_names([plugin], known, "No plugin {} is installed, and there are no data of one.")
+    cli.print(str(_folders(cli, plugin)[0]))
 
 
 @data.command("list", epilog="\b\nExamples:\n  sdnet data list --json")
@@ -120,8 +126,6 @@ def _plugins(cli: Cli) -> list[str]:
 
 
 def _folders(cli: Cli, plugin: str) -> list[Path]:
-    if "/" in plugin or plugin in ("", ".", ".."):
-        raise NotFoundError(f"{plugin!r} is no plugin.")
     root = cli.config.paths.data
     return [root / "plugins" / plugin, root / "network" / "plugins" / plugin]
 

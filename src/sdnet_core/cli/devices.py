@@ -8,7 +8,17 @@ from typing import Any
 import click
 
 from ..errors import ConnectionFailedError, NetworkingError, NetworkTimeoutError
-from .kit import Cli, complete_devices, format_duration, format_size, format_time, json_option, pass_cli, quote_segment
+from .kit import (
+    Cli,
+    complete_devices,
+    format_count,
+    format_duration,
+    format_size,
+    format_time,
+    json_option,
+    pass_cli,
+    quote_segment,
+)
 
 __all__ = ["devices", "ping"]
 
@@ -156,8 +166,8 @@ def history(cli: Cli, device: str, limit: int | None, as_json: bool) -> None:
 def _happened(entry: dict[str, Any]) -> str:
     if entry["kind"] == "failures":
         over = entry["ended_at"] - entry["began_at"]
-        many = f"{entry['count']} attempts failed" + (f" in {format_duration(over)}" if over else "")
-        return "1 attempt failed" if entry["count"] == 1 else many
+        took = f" in {format_duration(over)}" if over and entry["count"] > 1 else ""
+        return f"{format_count(entry['count'], 'attempt')} failed{took}"
     whose = "we dialled" if entry["dialled_by"] == "us" else "it dialled"
     if entry["open"]:
         return f"connected now, {whose}"
@@ -168,8 +178,8 @@ def _happened(entry: dict[str, Any]) -> str:
 def _totals(found: dict[str, Any]) -> str:
     if not found["since"]:
         return ""
-    times = "once" if found["connections"] == 1 else f"{found['connections']} times"
-    failed = "1 attempt" if found["failures"] == 1 else f"{found['failures']} attempts"
+    times = "once" if found["connections"] == 1 else format_count(found["connections"], "time")
+    failed = format_count(found["failures"], "attempt")
     # The totals are without the connection that there is now.
     connected_s = found["connected_s"] + sum(
         max(0.0, time.time() - entry["began_at"])
@@ -183,9 +193,8 @@ def _totals(found: dict[str, Any]) -> str:
 def _traffic(connection: dict[str, Any], way: str) -> str:
     if not connection:
         return ""
-    size, records = format_size(connection[f"bytes_{way}"]), connection[f"records_{way}"]
-    messages = connection[f"messages_{way}"]
-    return f"{size} in {records} records, {messages} message{'' if messages == 1 else 's'}"
+    records, messages = (format_count(connection[f"{what}s_{way}"], what) for what in ("record", "message"))
+    return f"{format_size(connection[f'bytes_{way}'])} in {records}, {messages}"
 
 
 @devices.command(epilog="\b\nExamples:\n  sdnet devices trust phone verified\n  sdnet devices trust laptop trusted")

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from .kinds import check_kinds, split_kinds
-from .kit import Cli, clean, format_time, json_option, pass_cli
+from .kit import Cli, clean, format_count, format_time, json_option, pass_cli
+from .names import check_names, split_names
 
 __all__ = ["events"]
 
@@ -38,8 +38,11 @@ def events(cli: Cli, since: str | None, follow: bool, kinds: Sequence[str], line
     """
     if follow and lines is not None:
         raise click.UsageError("--lines cannot go with --follow; --since can.")
-    wanted = split_kinds(kinds) or None
-    check_kinds(cli, wanted or ())
+    names = split_names(kinds)
+    if names:
+        known = [found["kind"] for found in cli.client.get("/events/kinds")]
+        check_names(names, known, "There are no events of the kind {}.")
+    wanted = ",".join(names) or None
     if follow:
         with cli.client.stream("/events", kinds=wanted, since=since) as stream:
             for event in stream:
@@ -49,11 +52,15 @@ def events(cli: Cli, since: str | None, follow: bool, kinds: Sequence[str], line
         _show(cli, event, as_json)
 
 
+def _missing(gap: dict[str, Any]) -> str:
+    return format_count(gap["count"], "event is missing", "events are missing")
+
+
 def _show(cli: Cli, event: dict[str, Any], as_json: bool) -> None:
     if as_json:
         cli.print_json(event, compact=True)
     elif event["kind"] == "events-dropped":
-        cli.print(f"{format_time(event['at'])}  … {event['count']} events are missing here: {event['reason']}")
+        cli.print(f"{format_time(event['at'])}  … {_missing(event)} here: {event['reason']}")
     else:
         rest = "  ".join(
             f"{key}={value}"

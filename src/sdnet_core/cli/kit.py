@@ -34,6 +34,7 @@ import click
 
 from ..daemon.api_error import ApiError, quote_segment
 from ..errors import NetworkingError
+from ..wording import format_count
 from .progress import BarProgress, LineProgress, Progress
 from .text import clean, format_duration, format_size, format_time
 
@@ -53,6 +54,7 @@ __all__ = [
     "Progress",
     "clean",
     "complete_devices",
+    "format_count",
     "format_duration",
     "format_size",
     "format_time",

@@ -13,8 +13,10 @@ from typing import Any, TextIO
 
 import click
 
-from ..log_lines import LEVELS, parse_line
+from ..errors import NetworkingError
+from ..log_lines import CORE_COMPONENTS, LEVELS, LIBRARIES, parse_line
 from .kit import Cli, json_option, pass_cli
+from .names import check_names, split_names
 
 __all__ = ["logs"]
 
@@ -54,23 +56,28 @@ def logs(
     """
     if ctx.invoked_subcommand is not None:
         return
-    wanted = {name.strip() for name in component.split(",")} - {""} if component is not None else None
+    wanted = split_names([component or ""]) or None
+    seen: set[str] = set()
     levels = LEVELS[LEVELS.index(level) :] if level is not None else None
 
     def fits(entry: _Entry) -> bool:
+        seen.add(entry["component"])
         # "critical" is above all; what has no level was not written by the log, as a crash's last words.
         return (levels is None or entry["level"] in (*levels, "critical", "")) and (
             wanted is None or entry["component"] in wanted
         )
 
     reader = _LogReader(cli.config.paths.log_file, cli.config.log.backups)
-    seen: set[str] = set()
     with contextlib.closing(reader):
-        for entry in deque(filter(fits, _noting(reader.past(), seen)), maxlen=lines):
+        shown = deque(filter(fits, reader.past()), maxlen=lines)
+        seen.discard("")
+        if absent := sorted(set(wanted or ()) - seen):
+            check_names(absent, seen | _components(cli), "Nothing logs as {}.")
+        for entry in shown:
             _show(cli, entry, as_json)
-        if reader.found and wanted is not None and (absent := wanted - seen):
-            there = ", ".join(sorted(seen - {""})) or "nothing"
-            cli.note(f"Nothing in the log is of {' or '.join(sorted(absent))}. It has entries of: {there}.")
+        if reader.found and absent:
+            there = ", ".join(sorted(seen)) or "nothing"
+            cli.note(f"Nothing in the log is of {' or '.join(absent)}. It has entries of: {there}.")
         while follow:
             for entry in filter(fits, reader.more()):
                 _show(cli, entry, as_json)
@@ -116,11 +123,12 @@ def level_(cli: Cli, changes: tuple[str, ...], as_json: bool) -> None:
         cli.print(f"Components: {', '.join(found['components'])}")
 
 
-def _noting(entries: Iterable[_Entry], components: set[str]) -> Iterator[_Entry]:
-    """Give entries on, and note of which components they are."""
-    for entry in entries:
-        components.add(entry["component"])
-        yield entry
+def _components(cli: Cli) -> set[str]:
+    """What may log, whether or not it has: the core's parts, the installed plugins, and what the running node knows."""
+    found = {*CORE_COMPONENTS, *LIBRARIES, *(record.name for record in cli.find_plugins(load=False).records)}
+    with contextlib.suppress(NetworkingError):  # no node runs, or its host takes care of its log
+        found.update(cli.client.get("/log")["components"])
+    return found
 
 
 class _LogReader:

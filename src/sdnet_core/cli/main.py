@@ -15,6 +15,7 @@ import click
 
 from ..daemon.api_error import ApiError
 from ..errors import NetworkingError
+from ..wording import nearest
 from .kit import Cli, clean
 
 if TYPE_CHECKING:
@@ -125,14 +126,11 @@ class SdnetGroup(click.Group):
                     formatter.write_dl([(name, command.get_short_help_str(width)) for name, command in found])
 
     def _unknown(self, ctx: click.Context, name: str) -> click.UsageError:
-        from difflib import get_close_matches
-
         for record in _plugins(ctx).records:
             if record.state != "loaded" and record.name.replace("_", "-") == name.replace("_", "-"):
                 why = f"{record.state}: {record.reason}" if record.reason else record.state
                 return click.UsageError(f"There is no command {name!r}: the plugin {record.name!r} is {why}.", ctx)
-        near = get_close_matches(name, self.list_commands(ctx), n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = nearest(name, self.list_commands(ctx))
         if not hint and any(record.state != "loaded" for record in _plugins(ctx).records):
             hint = " If a plugin has it: sdnet plugins says which are not loaded, and why."
         return click.UsageError(f"There is no command {name!r}.{hint}", ctx)

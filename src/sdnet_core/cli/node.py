@@ -8,7 +8,7 @@ import click
 
 from ..config import log_overrides
 from ..errors import NotRunningError
-from .kit import Cli, format_duration, format_size, format_time, json_option, pass_cli
+from .kit import Cli, format_count, format_duration, format_size, format_time, json_option, pass_cli
 from .passphrase import explain_protection
 
 if TYPE_CHECKING:
@@ -151,8 +151,8 @@ def _devices(devices: dict[str, Any]) -> str:
 def _outbox(outbox: dict[str, Any]) -> str:
     if not outbox["messages"]:
         return "empty"
-    messages = "1 message waits" if outbox["messages"] == 1 else f"{outbox['messages']} messages wait"
-    devices = "1 device" if outbox["devices"] == 1 else f"{outbox['devices']} devices"
+    messages = format_count(outbox["messages"], "message waits", "messages wait")
+    devices = format_count(outbox["devices"], "device")
     return f"{messages} for {devices} ({format_size(outbox['bytes'])}); see: sdnet msg outbox"
 
 

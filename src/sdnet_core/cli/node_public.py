@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .kit import ApiClient, Cli, format_duration, format_size, json_option, pass_cli
+from .kit import ApiClient, Cli, format_count, format_duration, format_size, json_option, pass_cli
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -72,7 +72,7 @@ def status(cli: Cli, as_json: bool) -> None:
     rows = [
         ("Addresses", "\n".join(found["addresses"]) or "none"),
         ("Running for", f"{format_duration(found['uptime_s'])} (sdnet {found['version']})"),
-        ("Records", f"{dht['records']}, {dht['nodes']} other nodes known"),
+        ("Records", f"{dht['records']}, {format_count(dht['nodes'], 'other node')} known"),
         ("Relay", "on" if relay["on"] else "off"),
         ("Places", f"{relay['reservations']} of {limits['max_reservations']} taken"),
         ("Circuits", f"{relay['circuits']} of {limits['max_circuits']} now, {counts.get('connected', 0)} so far"),

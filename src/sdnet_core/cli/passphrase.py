@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..errors import ConflictError, NotRunningError
-from .kit import Cli, json_option, pass_cli
+from .kit import Cli, format_count, json_option, pass_cli
 
 __all__ = ["explain_protection", "passphrase"]
 
@@ -152,7 +152,7 @@ def _new(cli: Cli, descriptor: int | None) -> str:
         raise click.UsageError("There is no terminal to ask at; give the passphrase through a descriptor (see --help).")
     new = ask_new() if descriptor is None else read_secret(descriptor)
     if len(new) < SHORT_CHARACTERS:
-        cli.note(f"A passphrase of {len(new)} characters is soon guessed by whoever has the disk.")
+        cli.note(f"A passphrase of {format_count(len(new), 'character')} is soon guessed by whoever has the disk.")
     return new
 
 

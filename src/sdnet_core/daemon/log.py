@@ -12,13 +12,10 @@ from typing import Any
 
 from ..config import Config
 from ..errors import InvalidRequestError
-from ..log_lines import CORE_COMPONENTS, LEVELS, HumanFormatter, JsonFormatter, component_of, loggers_of
+from ..log_lines import CORE_COMPONENTS, LEVELS, LIBRARIES, HumanFormatter, JsonFormatter, component_of, loggers_of
 from ..storage import ensure_private_directory
 
 __all__ = ["DaemonLog", "PrivateRotatingHandler", "configure_logging"]
-
-# What these libraries say below a warning is about their own insides; a level of their own lets it through.
-_LIBRARIES = ("anyio", "hypercorn", "libp2p", "multiaddr", "multiformats", "zeroconf")
 
 
 class PrivateRotatingHandler(logging.handlers.RotatingFileHandler):
@@ -61,7 +58,7 @@ class DaemonLog:
         self._format = config.log.format
         self._level = config.log.level
         self._levels = dict(pair.split("=", 1) for pair in config.log.levels)
-        self._known = {*CORE_COMPONENTS, *_LIBRARIES}
+        self._known = {*CORE_COMPONENTS, *LIBRARIES}
         self._apply()
 
     def describe(self) -> dict[str, Any]:
@@ -103,7 +100,7 @@ class DaemonLog:
         for handler in self.handlers:
             logging.getLogger().removeHandler(handler)
             handler.close()
-        for component in (*CORE_COMPONENTS, *_LIBRARIES, *self._levels):
+        for component in (*CORE_COMPONENTS, *LIBRARIES, *self._levels):
             self._set(component, logging.NOTSET)
 
     def warn_of_unknown(self) -> None:
@@ -122,7 +119,7 @@ class DaemonLog:
         for component in CORE_COMPONENTS:
             self._set(component, self._level.upper())
         at_least = max(logging.WARNING, logging.getLevelNamesMapping()[self._level.upper()])
-        for component in _LIBRARIES:
+        for component in LIBRARIES:
             self._set(component, at_least)
         for component, level in self._levels.items():
             self._set(component, level.upper())

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
+from ..audit import OWN_KINDS
 from ..devices.records import ConnectionConfig
 from ..devices.trust import Trust
 from ..discovery.multiaddrs import parse_multiaddr
 from ..errors import InvalidRequestError
+from ..events import event_kinds
 from ..hookspecs import ApiRequest, Route
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class TrustRoutes:
             Route(method="POST", path="/approvals/{id}/deny", endpoint=self.deny, summary="Say no"),
             Route(method="GET", path="/audit", endpoint=self.audit, summary="The audit log"),
             Route(method="GET", path="/audit/follow", endpoint=self.follow, summary="The audit log, as it grows"),
+            Route(method="GET", path="/audit/kinds", endpoint=self.kinds, summary="The kinds of its lines"),
             Route(method="POST", path="/audit/verify", endpoint=self.verify, summary="Check the audit log"),
         ]
 
@@ -122,6 +125,11 @@ class TrustRoutes:
 
     async def follow(self, request: ApiRequest) -> Any:
         return self._core.audit.follow(since=_number(request, "since", self._core.clock.now()))
+
+    async def kinds(self, request: ApiRequest) -> Any:
+        audited = {kind for kind, is_audited in event_kinds().items() if is_audited}
+        # A plugin that is gone, or is not loaded now, has left its lines.
+        return sorted(audited | OWN_KINDS | {line["kind"] for line in await self._core.audit.read()})
 
     async def verify(self, request: ApiRequest) -> Any:
         return {"path": self._core.audit.path, **msgspec.to_builtins(await self._core.audit.verify())}

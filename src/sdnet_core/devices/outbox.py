@@ -17,6 +17,7 @@ from anyio.abc import TaskStatus
 
 from ..clock import Clock, Randomness, Runner
 from ..errors import ConflictError, InvalidRequestError, NotFoundError, NotRunningError, RefusedError, StorageError
+from ..wording import format_count
 from .delivery import Delivery, DeliveryOutcome, Priority
 from .lanes import Lane, OutboxLimits, QueuedMessage
 from .outbox_store import OutboxStore, Sealer, StoredLane, StoredMessage
@@ -365,13 +366,15 @@ class Outbox:
         count, held = self._counts[device_id], self._bytes[device_id]
         if count >= limits.messages_per_device or held + size > limits.bytes_per_device:
             raise RefusedError(
-                f"The outbox for this device is full: {count:,} messages with {held:,} bytes wait for it. "
+                f"The outbox for this device is full: {format_count(count, 'message')} with "
+                f"{format_count(held, 'byte')} for it. "
                 "Cancel some, or wait until it is back."
             )
         if self._counts.total() >= limits.messages or self._bytes.total() + size > limits.bytes:
             raise RefusedError(
-                f"The outbox is full: {self._counts.total():,} messages with {self._bytes.total():,} bytes wait for "
-                f"{len(self._counts)} devices. Cancel some, or wait until one is back."
+                f"The outbox is full: {format_count(self._counts.total(), 'message')} with "
+                f"{format_count(self._bytes.total(), 'byte')} for {format_count(len(self._counts), 'device')}. "
+                "Cancel some, or wait until one is back."
             )
 
     def _take_in(self, message: QueuedMessage) -> None:

@@ -41,7 +41,7 @@ class RoomMethods:
         least = self.pool.least_useful()
         if least is None:
             raise ConnectionFailedError(
-                f"{self._settings.max_connections} devices are connected, as many as allowed, and all are in use."
+                f"As many devices are connected as are allowed ({self._settings.max_connections}), and all are in use."
             )
         await self._let_go(least)
         return True

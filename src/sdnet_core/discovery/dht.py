@@ -27,6 +27,8 @@ from sdnet_core.discovery.source import Announcement, Candidate, CandidateSink, 
 from sdnet_core.errors import NetworkingError
 from sdnet_core.swarm.abc import Swarm
 
+from ..wording import format_count
+
 __all__ = ["DhtDiscovery"]
 
 _logger = logging.getLogger(__name__)
@@ -163,10 +165,11 @@ class DhtDiscovery(DiscoverySource):
         if self._sink is None:
             return
         points = self._points()
+        count = format_count(len(points), "meeting point")
         if not points:
             self._sink.progress(WayState.OFF, "No meeting point is set.")
         elif self._reached:
-            self._sink.progress(WayState.LOOKING, f"{len(self._reached)} of {len(points)} meeting points answer.")
+            self._sink.progress(WayState.LOOKING, f"{len(self._reached)} of {count} answer.")
         elif self.meeting.trouble:
             self._sink.progress(WayState.UNREACHABLE, f"No meeting point answers: {self.meeting.trouble}")
         else:

@@ -27,6 +27,7 @@ from ..devices.trust import RemoteDevice
 from ..errors import NetworkingError, ProtocolError, RefusedError, StorageError, TryLaterError
 from ..storage.database import MessageKey, StaleMessageError
 from ..wire import FrameDecoder, Message, decode, encode, encode_frame
+from ..wording import format_count
 from .handler import PeerStream
 from .registry import RegisteredProtocol
 
@@ -148,7 +149,9 @@ class MessageReceiver:
             with anyio.fail_after(HANDLER_TIMEOUT_S):
                 responses = await registered.spec.handler.handle_messages(device, messages)
             if len(responses) != len(messages):
-                raise ProtocolError(f"{len(messages)} messages got {len(responses)} responses.")
+                raise ProtocolError(
+                    f"{format_count(len(messages), 'message')} got {format_count(len(responses), 'response')}."
+                )
             if any(response is not None and len(response) > 1 << 20 for response in responses):
                 raise ProtocolError("The response to a message is longer than 1 MiB.")
         except (StaleMessageError, TryLaterError, StorageError) as error:

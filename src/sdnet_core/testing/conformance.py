@@ -24,6 +24,7 @@ from ..clock import SystemRandomness
 from ..errors import InvalidRequestError, NetworkingError, NotFoundError, PluginError
 from ..hookspecs import ENTRY_POINT_GROUP
 from ..plugins import PluginRecord, PluginState, given_plugins
+from ..wording import format_count
 from .nodes import linked_nodes, pair
 from .protocols import check_protocol
 
@@ -217,7 +218,7 @@ class _Run:
                 f"Importing {module} imports {', '.join(heavy)}, and every command waits for it. Import it inside the "
                 "hooks instead."
             )
-        return [f"={module}: {count} modules, {took_s * 1000:.0f} ms"]
+        return [f"={module}: {format_count(count, 'module')}, {took_s * 1000:.0f} ms"]
 
     def _search_path(self) -> list[str]:
         return [] if self._target.search is None else [str(self._target.search)]
@@ -306,7 +307,7 @@ class _Run:
 
     def _attacks(self) -> list[str]:
         report = anyio.run(check_protocol, _named(self._plugin, self._target.name))
-        return [f"={len(report.attempts)} attacks"]
+        return [f"={format_count(len(report.attempts), 'attack')}"]
 
 
 def _named(plugin: Any, name: str) -> Any:

@@ -19,6 +19,7 @@ from ..events import PluginFailed, Subscription
 from ..plugins import PluginState
 from ..protocols.handler import PeerStream, ProtocolSpec
 from ..wire import encode_frame, encode_varint
+from ..wording import format_count
 from .nodes import LinkedNodes, linked_nodes, pair
 
 if TYPE_CHECKING:
@@ -226,9 +227,12 @@ class _Check:
                 problems.append(f"It held the stream for more than {self._silence_s + _SLACK_S:g} s.")
             if stranger and self._spec.access is not Access.STRANGER:
                 if answered:
-                    problems.append(f"It answered {answered} bytes to somebody who has no business here.")
-                return "refused" if not answered else f"answered {answered} bytes"
-            return f"{ending or 'held'}{f' after {answered} bytes of answer' if answered else ''}"
+                    problems.append(
+                        f"It answered {format_count(answered, 'byte')} to somebody who has no business here."
+                    )
+                return "refused" if not answered else f"answered {format_count(answered, 'byte')}"
+            said = format_count(answered, "byte")
+            return f"{ending or 'held'}{f' after {said} of answer' if answered else ''}"
 
     async def _attack(self, stream: PeerStream, attack: Attack) -> None:
         most = self._spec.max_message_bytes
@@ -280,8 +284,8 @@ class _Check:
                 while (held := self._running(attacker) - before) > allowed:  # noqa: ASYNC110 - the swarm tells nobody
                     await anyio.sleep(0.005)
         if held > allowed:
-            problems.append(f"It serves {held} streams of one peer; the protocol allows {allowed}.")
-        return f"{held} of {count} streams held"
+            problems.append(f"It serves {format_count(held, 'stream')} of one peer; the protocol allows {allowed}.")
+        return f"{held} of {format_count(count, 'stream')} held"
 
     @asynccontextmanager
     async def _open(self, attacker: NetworkingCore, *, stranger: bool) -> AsyncIterator[PeerStream]:

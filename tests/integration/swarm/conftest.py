@@ -42,7 +42,11 @@ def setting(request: pytest.FixtureRequest) -> Setting:
 
 
 @pytest.fixture
-def anyio_backend(setting: Setting) -> str:
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """The event loop of the setting; trio for tests without one, which are about real sockets."""
+    if "setting" not in request.fixturenames:
+        return "trio"
+    setting: Setting = request.getfixturevalue("setting")
     return setting.backend
 
 

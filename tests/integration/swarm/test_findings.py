@@ -24,11 +24,6 @@ TABLE = ROOT / "docs" / "protocol" / "swarm.md"
 TCP = "/ip4/127.0.0.1/tcp/0"
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "trio"
-
-
 def named_tests() -> list[tuple[str, str]]:
     """File and name of every test that the table names."""
     text = TABLE.read_text(encoding="utf-8")

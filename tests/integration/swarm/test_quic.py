@@ -2,74 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
 
 import anyio
 import pytest
 import trio
 
 from sdnet_core.errors import ConnectionFailedError, TransportError
-from sdnet_core.swarm.abc import AddressesChanged, Connected, Direction, Disconnected, SwarmStream
-from sdnet_core.swarm.libp2p import Libp2pSwarm, SwarmLimits
+from sdnet_core.swarm.abc import Connected, Direction, Disconnected, SwarmStream
+from sdnet_core.swarm.libp2p import SwarmLimits
+from tests.real_swarms import QUIC, TCP, address_of, both_dial, by, port_of, running, silent, works
 
-# isort: split
-from libp2p.peer.id import ID
-
-TCP = "/ip4/127.0.0.1/tcp/0"
-QUIC = "/ip4/127.0.0.1/udp/0/quic-v1"
 QUIC6 = "/ip6/::1/udp/0/quic-v1"
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "trio"
-
-
 pytestmark = pytest.mark.anyio
-
-
-async def echo(stream: SwarmStream) -> None:
-    async for data in stream:
-        await stream.send(data)
-
-
-@asynccontextmanager
-async def running(
-    *listen: str, transports: tuple[str, ...] = ("tcp", "quic"), limits: SwarmLimits | None = None
-) -> AsyncIterator[Libp2pSwarm]:
-    swarm = Libp2pSwarm(os.urandom(32), transports=transports, limits=limits)
-    async with swarm.run():
-        if listen:
-            await swarm.listen(listen)
-            assert isinstance(await swarm.events.receive(), AddressesChanged)
-        swarm.set_stream_handler("/echo/1", echo)
-        yield swarm
-
-
-def silent(kind: socket.SocketKind) -> socket.socket:
-    """A port that takes everything and never answers, as a blocking middlebox does."""
-    sock = socket.socket(socket.AF_INET, kind)
-    sock.bind(("127.0.0.1", 0))
-    if kind == socket.SOCK_STREAM:
-        sock.listen()
-    return sock
-
-
-async def works(a: Libp2pSwarm, b: Libp2pSwarm) -> None:
-    with anyio.fail_after(30):
-        stream = await a.open_stream(b.peer_id, ["/echo/1"])
-        await stream.send(b"still here")
-        assert await stream.receive() == b"still here"
-        await stream.aclose()
-
-
-def by(addresses: Iterable[str], kind: str) -> list[str]:
-    return [address for address in addresses if f"/{kind}/" in address]
 
 
 async def test_both_sides_are_told_the_right_addresses() -> None:
@@ -110,13 +59,12 @@ async def test_when_one_is_blocked_the_other_is_used(
 ) -> None:
     kind = socket.SOCK_DGRAM if blocked == "udp" else socket.SOCK_STREAM
     with silent(kind) as hole:
-        port = hole.getsockname()[1]
+        dead = address_of(hole)
         if how == "refused":
             hole.close()
         # What is refused falls back at once, not only after the head start.
         limits = SwarmLimits(transport_head_start_s=60 if how == "refused" else 0.25)
         async with running(QUIC, TCP) as b, running(transports=transports, limits=limits) as a:
-            dead = f"/ip4/127.0.0.1/{blocked}/{port}" + ("/quic-v1" if blocked == "udp" else "")
             with anyio.fail_after(20):
                 await a.dial(b.peer_id, [dead, *by(b.addresses, used)])
             assert a.remote_address(b.peer_id) == by(b.addresses, used)[0]
@@ -189,8 +137,7 @@ async def test_over_ipv6() -> None:
 async def test_a_wildcard_answers_from_the_address_that_was_asked() -> None:
     """127.0.0.2 is this machine, too; the kernel would answer from 127.0.0.1."""
     async with running("/ip4/0.0.0.0/udp/0/quic-v1") as b, running() as a:
-        port = b.addresses[0].split("/")[4]
-        address = f"/ip4/127.0.0.2/udp/{port}/quic-v1"
+        address = f"/ip4/127.0.0.2/udp/{port_of(b)}/quic-v1"
         with anyio.fail_after(10):
             await a.dial(b.peer_id, [address])
         assert a.remote_address(b.peer_id) == address
@@ -209,10 +156,6 @@ async def test_a_connection_lives_on_without_traffic(monkeypatch: pytest.MonkeyP
         assert isinstance(await a.events.receive(), Connected)
 
 
-def connections(swarm: Libp2pSwarm, peer: Libp2pSwarm) -> int:
-    return len(swarm.host.get_network().connections.get(ID.from_base58(peer.peer_id), []))
-
-
 @pytest.mark.parametrize("other_kind", ["tcp", "udp"])
 async def test_both_dial_at_once(other_kind: str) -> None:
     """One side dials by QUIC, the other by TCP or QUIC: one connection is left, and no stream is lost."""
@@ -221,26 +164,7 @@ async def test_both_dial_at_once(other_kind: str) -> None:
     async def one_round(delay_s: float) -> None:
         nonlocal twice
         async with running(TCP, QUIC) as a, running(TCP, QUIC) as b:
-            streams: list[SwarmStream] = []
-
-            async def dial(one: Libp2pSwarm, other: Libp2pSwarm, kind: str, delay_s: float) -> None:
-                await trio.sleep(delay_s)
-                await one.dial(other.peer_id, by(other.addresses, kind), timeout_s=60)
-                streams.append(await one.open_stream(other.peer_id, ["/echo/1"], timeout_s=60))
-
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(dial, a, b, other_kind, 0)
-                nursery.start_soon(dial, b, a, "udp", delay_s)
-            twice += connections(a, b) > 1
-            for stream in streams:
-                await stream.send(b"kept")
-                assert await stream.receive() == b"kept"
-                await stream.aclose()
-            with anyio.fail_after(60):
-                while (connections(a, b), connections(b, a)) != (1, 1):  # noqa: ASYNC110
-                    await anyio.sleep(0.02)
-            await works(a, b)
-            await works(b, a)
+            twice += await both_dial(a, b, kinds=(other_kind, "udp"), delay_s=delay_s)
 
     if other_kind == "udp":
         for _ in range(2):

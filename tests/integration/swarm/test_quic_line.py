@@ -19,11 +19,6 @@ QUIC = "/ip4/127.0.0.1/udp/0/quic-v1"
 MIB = 1024 * 1024
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "trio"
-
-
 pytestmark = pytest.mark.anyio
 
 

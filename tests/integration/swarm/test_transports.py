@@ -5,61 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import anyio
 import pytest
 import trio
 
 from sdnet_core.errors import ConnectionFailedError, TransportError
-from sdnet_core.swarm.abc import AddressesChanged, Connected, Direction, Disconnected, SwarmStream
+from sdnet_core.swarm.abc import Connected, Direction, Disconnected
 from sdnet_core.swarm.libp2p import Libp2pSwarm, SwarmLimits
+from tests.real_swarms import TCP, WS, address_of, raw_socket, running, silent, works
 
-TCP = "/ip4/127.0.0.1/tcp/0"
-WS = "/ip4/127.0.0.1/tcp/0/ws"
 WS6 = "/ip6/::1/tcp/0/ws"
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "trio"
-
+PATIENT = SwarmLimits(handshake_timeout_s=60)
+"""With which who waited for the end of a silent handshake would wait too long."""
 
 pytestmark = pytest.mark.anyio
-
-
-async def echo(stream: SwarmStream) -> None:
-    async for data in stream:
-        await stream.send(data)
-
-
-@asynccontextmanager
-async def running(
-    *listen: str, transports: tuple[str, ...] = ("tcp", "ws"), limits: SwarmLimits | None = None
-) -> AsyncIterator[Libp2pSwarm]:
-    swarm = Libp2pSwarm(os.urandom(32), transports=transports, limits=limits)
-    async with swarm.run():
-        if listen:
-            await swarm.listen(listen)
-            assert isinstance(await swarm.events.receive(), AddressesChanged)
-        swarm.set_stream_handler("/echo/1", echo)
-        yield swarm
-
-
-@asynccontextmanager
-async def silent() -> AsyncIterator[str]:
-    """A TCP port where connections are taken and nothing is ever said, as a blocking middlebox does."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"/ip4/127.0.0.1/tcp/{server.getsockname()[1]}"
-
-
-async def works(a: Libp2pSwarm, b: Libp2pSwarm) -> None:
-    with anyio.fail_after(5):
-        stream = await a.open_stream(b.peer_id, ["/echo/1"])
-        await stream.send(b"still here")
-        assert await stream.receive() == b"still here"
-        await stream.aclose()
 
 
 async def test_websocket_tells_the_right_addresses() -> None:
@@ -102,19 +64,22 @@ async def test_tcp_refused_falls_back_at_once() -> None:
 
 
 async def test_tcp_silent_falls_back_to_websocket() -> None:
-    async with silent() as blocked, running(WS) as b, running() as a:
-        with anyio.fail_after(3):
-            await a.dial(b.peer_id, [blocked, *b.addresses])
-        assert a.remote_address(b.peer_id) == b.addresses[0]
-        await works(a, b)
+    with silent() as blocked:
+        async with running(WS) as b, running(limits=PATIENT) as a:
+            with anyio.fail_after(30):
+                await a.dial(b.peer_id, [address_of(blocked), *b.addresses], timeout_s=60)
+            assert a.remote_address(b.peer_id) == b.addresses[0]
+            await works(a, b)
 
 
 async def test_websocket_blocked_falls_back_to_tcp() -> None:
-    async with silent() as blocked, running(TCP) as b, running(transports=("ws", "tcp")) as a:
-        with anyio.fail_after(3):
-            await a.dial(b.peer_id, ["/ip4/127.0.0.1/tcp/1/ws", blocked + "/ws", *b.addresses])
-        assert a.remote_address(b.peer_id) == b.addresses[0]
-        await works(a, b)
+    with silent() as blocked:
+        async with running(TCP) as b, running(transports=("ws", "tcp"), limits=PATIENT) as a:
+            blocked_too = f"{address_of(blocked)}/ws"
+            with anyio.fail_after(30):
+                await a.dial(b.peer_id, ["/ip4/127.0.0.1/tcp/1/ws", blocked_too, *b.addresses], timeout_s=60)
+            assert a.remote_address(b.peer_id) == b.addresses[0]
+            await works(a, b)
 
 
 async def test_a_plain_tcp_node_neither_dials_nor_listens_on_websocket() -> None:
@@ -145,12 +110,11 @@ async def test_the_gate_holds_for_websocket() -> None:
 async def test_an_http_request_without_end_is_cut_off() -> None:
     limits = SwarmLimits(handshake_timeout_s=1.5)
     async with running(WS, limits=limits) as b, running() as a:
-        port = int(b.addresses[0].split("/")[4])
-        slow = await trio.open_tcp_stream("127.0.0.1", port)
+        slow = await raw_socket(b)
         await slow.send_all(b"GET / HTTP/1.1\r\n")
         with anyio.fail_after(5):
             assert await slow.receive_some() == b""
-        endless = await trio.open_tcp_stream("127.0.0.1", port)
+        endless = await raw_socket(b)
         with anyio.fail_after(5), pytest.raises(trio.BrokenResourceError):
             await endless.send_all(b"GET / HTTP/1.1\r\nx-header: " + b"y" * 64 * 1024 * 1024)
         await slow.aclose()

@@ -56,6 +56,17 @@ def test_nothing_goes_while_a_node_runs(data: Path) -> None:
     assert (data / "vault").exists()
 
 
+def test_the_folder_of_a_plugin_that_nobody_has_is_not_told(data: Path) -> None:
+    assert run("path").output == f"{data}\n"
+    # One that is gone and has left data, and one that is installed and has none yet.
+    assert run("path", "weather").output == f"{data / 'plugins' / 'weather'}\n"
+    assert run("path", "messaging").output == f"{data / 'plugins' / 'messaging'}\n"
+    result = run("path", "wether")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "No plugin 'wether' is installed, and there are no data of one. Did you mean 'weather'" in result.output
+    assert "There are: clipboard, " in run("path", "nope").output
+
+
 @pytest.mark.parametrize("words", [("purge",), ("purge", "weather", "--all"), ("purge", "nothing"), ("path", "../x")])
 def test_wrong_wishes_are_refused(words: tuple[str, ...]) -> None:
     result = run(*words)

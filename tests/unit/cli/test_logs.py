@@ -65,13 +65,21 @@ def test_filters_and_rotated_files(log: DaemonLog, environ: dict[str, str]) -> N
     assert [e["component"] for e in read(environ, "--component", "messaging,swarm")] == ["swarm", "messaging"]
 
 
-def test_a_component_without_entries_is_said(log: DaemonLog, environ: dict[str, str]) -> None:
-    write(log, "sdnet_core.swarm.x", logging.ERROR, "the first")
-    write(log, "sdnet_core.session.x", logging.ERROR, "the second")
-    command = [*COMMAND, "--json", "--component", "swarm,sesion"]
+def test_a_component_that_does_not_exist_is_told(log: DaemonLog, environ: dict[str, str]) -> None:
+    write(log, "my_weather.radar", logging.INFO, "it rains")
+    # In the log, a part of the core, a plugin, a library: all may be asked for, whether or not they have logged.
+    command = [*COMMAND, "--json", "--component", "my_weather,swarm, messaging,zeroconf"]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=True)
-    assert [json.loads(line)["message"] for line in done.stdout.splitlines()] == ["the first"]
-    assert done.stderr == "Nothing in the log is of sesion. It has entries of: session, swarm.\n"
+    assert [json.loads(line)["message"] for line in done.stdout.splitlines()] == ["it rains"]
+    said = "Nothing in the log is of messaging or swarm or zeroconf. It has entries of: my_weather.\n"
+    assert done.stderr == said
+    for words, hint in (("swarn", "Did you mean 'swarm'"), ("zzz", "There are: anyio, "), ("core,zzz", "my_weather")):
+        done = subprocess.run(
+            [*COMMAND, "--component", words], env=environ, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"Nothing logs as {words.split(',')[-1]!r}. " in done.stderr
+        assert hint in done.stderr
 
 
 def test_following_goes_on_over_a_rotation(log: DaemonLog, environ: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from sdnet_core import PluginContext
 from sdnet_core.core import NetworkingCore
 from sdnet_core.event_bus import KEPT_OF_EACH_KIND
-from sdnet_core.events import ConnectionLost, PeerDisconnected, PluginFailed
+from sdnet_core.events import ConnectionLost, NetworkEvent, PeerDisconnected, PluginFailed
 from sdnet_core.hookspecs import hookimpl
 from sdnet_core.protocols.handler import ProtocolHandler, ProtocolSpec
 from sdnet_core.testing import linked_nodes, record_events
@@ -29,6 +30,35 @@ class EchoHandler(ProtocolHandler):
 
     async def handle_request(self, device: Any, data: bytes) -> bytes:
         return data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeatherEvent(NetworkEvent):
+    """A base of a plugin's events."""
+
+    kind = "weather"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeatherChanged(WeatherEvent):
+    """The sky is another.
+
+    More of it.
+    """
+
+    kind = "weather-changed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeatherStorm(WeatherEvent):
+    """It storms."""
+
+    kind = "weather-storm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeatherStormNear(WeatherStorm):
+    """It storms here; listeners to storms hear of it."""
 
 
 class CountingPlugin:
@@ -160,6 +190,10 @@ async def test_the_kinds_of_events_are_listed(api_of: ApiOf) -> None:
         assert (audited["device-revoked"], audited["connection-lost"]) == (True, False)
         assert "event" not in audited
         assert set(audited) >= {event.kind for event in node.events.history()}
+        assert "weather-changed" in audited
+        # Bases are not what happens; what inherits the kind of another event still happens.
+        assert not {"event", "weather"} & audited.keys()
+        assert "weather-storm" in audited
 
 
 @pytest.mark.parametrize("since", ["yesterday", "-5", "5x", "1-2-3", "9" * 30])

@@ -11,6 +11,7 @@ from sdnet_core.cli.kit import (
     ApiError,
     Cli,
     Progress,
+    format_count,
     format_duration,
     format_size,
     format_time,
@@ -200,7 +201,7 @@ def history(cli: Cli, clear: bool, as_json: bool) -> None:
     if as_json:
         cli.print_json(done)
     else:
-        cli.print(f"Forgot {done['forgotten']} transfers.")
+        cli.print(f"Forgot {format_count(done['forgotten'], 'transfer')}.")
 
 
 def _row(transfer: dict[str, Any]) -> dict[str, str]:

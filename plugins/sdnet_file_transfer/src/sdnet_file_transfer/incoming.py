@@ -10,7 +10,7 @@ import anyio
 import msgspec
 from blake3 import blake3
 
-from sdnet_core import Access, PeerStream, PluginContext, RemoteDevice
+from sdnet_core import Access, PeerStream, PluginContext, RemoteDevice, format_count
 from sdnet_core.errors import ConflictError, NetworkingError, ProtocolError, StorageError
 
 from .config import FileTransferConfig
@@ -330,7 +330,9 @@ class Incoming:
         """Note for good that everything is in place."""
         paths = tuple(str(Path(job.transfer.destination) / name) for name in received.names)
         if received.failed:
-            reason = f"{received.failed} of {job.transfer.items} files could not be read by their sender."
+            reason = (
+                f"{received.failed} of {format_count(job.transfer.items, 'file')} could not be read by their sender."
+            )
             job.end(TransferState.FAILED, reason=reason, paths=paths)
         else:
             job.end(TransferState.COMPLETED, paths=paths)

@@ -93,7 +93,7 @@ def check_length(path: tuple[str, ...]) -> tuple[str, ...]:
     :raises InvalidNameError: it is empty, too deep or too long.
     """
     if not 0 < len(path) <= MAX_DEPTH:
-        raise InvalidNameError(f"A path has {len(path)} components; 1 to {MAX_DEPTH} are allowed.")
+        raise InvalidNameError(f"A path has 1 to {MAX_DEPTH} components, not {len(path)}.")
     if len(path) * (MAX_COMPONENT_BYTES + 1) > MAX_PATH_BYTES:  # otherwise it cannot be too long
         if sum([len(component.encode()) + 1 for component in path]) > MAX_PATH_BYTES:
             raise InvalidNameError(f"The path of {path[-1]!r} is longer than {MAX_PATH_BYTES} bytes.")

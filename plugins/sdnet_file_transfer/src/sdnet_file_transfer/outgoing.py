@@ -8,7 +8,7 @@ from pathlib import Path
 
 import anyio
 
-from sdnet_core import PluginContext, RemoteDevice
+from sdnet_core import PluginContext, RemoteDevice, format_count
 
 from .jobs import Job
 from .limits import Limiter
@@ -136,7 +136,7 @@ def sent(job: Job, outcome: Acknowledged, manifest: Manifest, failed: list[Left]
         named = next((problem for problem in problems if not problem.expected), None)
         first = f": {named.path} {named.reason}" if named else ""
         total = job.transfer.items + sum(not left.expected for left in manifest.left)
-        text = f"{count} of {total} files did not get there{first}."
+        text = f"{count} of {format_count(total, 'file')} did not get there{first}."
         job.end(TransferState.FAILED, reason=text, problems=problems)
     else:
         job.end(TransferState.COMPLETED, problems=problems)

@@ -13,7 +13,7 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from sdnet_core import PluginContext
+from sdnet_core import PluginContext, format_count
 from sdnet_core.errors import NetworkingError
 
 from .conversation import RecordStream
@@ -206,7 +206,7 @@ class SingleReceive(_Single):
                     await self._ctx.run_blocking(remove_staging, self._destination, self._staging)
         match outcome:
             case Received() if outcome.failed:
-                reason = f"{outcome.failed} files could not be read by their sender."
+                reason = f"{format_count(outcome.failed, 'file')} could not be read by their sender."
                 return SingleOutcome(state=TransferState.FAILED, reason=reason, paths=self._paths(outcome))
             case Received():
                 return SingleOutcome(state=TransferState.COMPLETED, paths=self._paths(outcome))

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from sdnet_core.cli.kit import Cli, clean, format_size, format_time, json_option, pass_cli, quote_segment
+from sdnet_core.cli.kit import Cli, clean, format_count, format_size, format_time, json_option, pass_cli, quote_segment
 from sdnet_core.errors import NetworkingError, RefusedError
 
 __all__ = ["ENDED", "drop_path", "failure", "history", "inbox", "sender", "what"]
@@ -87,7 +87,7 @@ def what(status: dict[str, Any]) -> str:
     if len(items) == 1 and not status["more_items"]:
         (item,) = items
         name = clean(item["name"])
-        inside = f"{item['item_count'] - 1} items, " if item["directory"] else ""
+        inside = f"{format_count(item['item_count'] - 1, 'item')}, " if item["directory"] else ""
         return f"{name}{'/' if item['directory'] else ''} ({inside}{size})"
     names = ", ".join(clean(item["name"]) for item in items[:3])
     more = len(items) + status["more_items"] - 3

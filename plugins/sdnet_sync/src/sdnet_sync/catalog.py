@@ -6,6 +6,7 @@ import logging
 import uuid
 from typing import Annotated
 
+import anyio
 import msgspec
 
 from sdnet_core import SecureStorage
@@ -64,6 +65,7 @@ class Catalog:
     def __init__(self, storage: SecureStorage) -> None:
         self._storage = storage
         self.records: dict[bytes, LibraryRecord] = {}
+        self._changed = anyio.Event()
 
     async def load(self) -> None:
         """Read all records.
@@ -86,11 +88,22 @@ class Catalog:
         """
         await self._storage.store(f"{_FOLDER}/{record.uuid}", encode(record))
         self.records[record.id] = record
+        self._notify()
 
     async def remove(self, record: LibraryRecord) -> None:
         """Forget a library."""
         await self._storage.delete(f"{_FOLDER}/{record.uuid}")
         self.records.pop(record.id, None)
+        self._notify()
+
+    async def wait_while(self, library: bytes, state: str) -> None:
+        """Wait until a library is in another state, or forgotten."""
+        while library in self.records and self.records[library].state == state:
+            await self._changed.wait()
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
 
     def get(self, library: bytes) -> LibraryRecord:
         """One record.

@@ -7,7 +7,16 @@ from typing import Any, BinaryIO
 
 import click
 
-from sdnet_core.cli.kit import Cli, format_duration, format_size, format_time, json_option, pass_cli, quote_segment
+from sdnet_core.cli.kit import (
+    Cli,
+    format_count,
+    format_duration,
+    format_size,
+    format_time,
+    json_option,
+    pass_cli,
+    quote_segment,
+)
 
 from .folders.cli import FOLDER_COMMANDS, get_files
 
@@ -152,12 +161,17 @@ def status(cli: Cli, library: str | None, as_json: bool) -> None:
         cli.note("No libraries.")
     for row in found:
         state = "paused" if row["paused"] else "loading" if row["loading"] else row["state"]
-        cli.print(f"{row['name']} ({state}, {row['role']}): {row['entries']} entries, {row['conflicts']} conflicts,")
-        cli.print(f"  {row['batches']} batches in the log, {format_size(row['size_bytes'])} on disk, {row['id']}")
+        cli.print(f"{row['name']} ({state}, {row['role']}): {_contents(row)},")
+        batches = format_count(row["batches"], "batch", "batches")
+        cli.print(f"  {batches} in the log, {format_size(row['size_bytes'])} on disk, {row['id']}")
         for member in row["members"]:
             cli.print(f"  {member['name']} ({member['role']}): {_standing(member)}")
         for refusal in row["refusals"]:
             cli.print(f"  refused: {refusal}")
+
+
+def _contents(row: dict[str, Any]) -> str:
+    return f"{format_count(row['entries'], 'entry', 'entries')}, {format_count(row['conflicts'], 'conflict')}"
 
 
 def _standing(member: dict[str, Any]) -> str:
@@ -165,7 +179,7 @@ def _standing(member: dict[str, Any]) -> str:
         return "this device"
     if not member["connected"]:
         return "not connected"
-    return f"{member['behind']} batches behind" if member["behind"] else "in step"
+    return f"{format_count(member['behind'], 'batch', 'batches')} behind" if member["behind"] else "in step"
 
 
 @sync.command(epilog="\b\nExamples:\n  sdnet sync verify Recipes\n  sdnet sync verify Recipes --device laptop --repair")
@@ -181,7 +195,8 @@ def verify(cli: Cli, context: click.Context, library: str, device: str | None, r
     if as_json:
         cli.print_json(found)
     for row in found if not as_json else ():
-        result = "equal" if row["equal"] else f"{row['differing_count']} entries differ"
+        count = format_count(row["differing_count"], "entry differs", "entries differ")
+        result = "equal" if row["equal"] else count
         note = "" if row["in_step"] else " (not in step yet)"
         cost = f"{format_duration(row['duration_s'])}, {format_size(row['exchanged_bytes'])} exchanged"
         cli.print(f"{row['device_name']}: {result}{note}; {cost}")
@@ -368,7 +383,7 @@ def export(cli: Cli, library: str, file: BinaryIO, kind: str | None) -> None:
             line = {"kind": entry["kind"], "id": entry["id"], "fields": entry["fields"]}
             file.write(json.dumps(line).encode() + b"\n")
             count += 1
-    cli.note(f"{count} entries written.")
+    cli.note(f"{format_count(count, 'entry', 'entries')} written.")
 
 
 @sync.command("import", epilog="\b\nExamples:\n  sdnet sync import Recipes recipes.jsonl")
@@ -384,14 +399,15 @@ def import_(cli: Cli, library: str, file: BinaryIO, as_json: bool) -> None:
         try:
             entry = json.loads(line)
         except ValueError as error:
-            raise click.UsageError(f"Line {number} is not JSON; {total} entries were written before it.") from error
+            written = format_count(total, "entry was", "entries were")
+            raise click.UsageError(f"Line {number} is not JSON; {written} written before it.") from error
         waiting.append(entry)
         if len(waiting) >= _IMPORTED_AT_ONCE:
             total += cli.client.post(_path(library, "/entries"), {"entries": waiting})["written"]
             waiting = []
     if waiting:
         total += cli.client.post(_path(library, "/entries"), {"entries": waiting})["written"]
-    _done(cli, as_json, {"written": total}, f"{total} entries written.")
+    _done(cli, as_json, {"written": total}, f"{format_count(total, 'entry', 'entries')} written.")
 
 
 def _fields(values: tuple[str, ...]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class DocumentApi:
             text, fields = document.text(), document.map()
             length = len(str(text).encode())
             if body.erase is not None and body.erase.at + body.erase.length > length:
-                raise InvalidRequestError(f"The text has {length} bytes only.")
+                raise InvalidRequestError(f"The text ends at {length}.")
             if body.insert is not None and body.insert.at > length - (body.erase.length if body.erase else 0):
                 raise InvalidRequestError("That is behind the end of the text.")
             with document.doc.transaction():

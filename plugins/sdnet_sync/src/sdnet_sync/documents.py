@@ -32,6 +32,7 @@ from .document_values import (
 from .operations import Put, Role
 from .replica import Commit
 from .state import EntryState
+from .tasks import Tasks
 from .transaction import Transaction, size_of
 from .values import check_fields, check_id, check_kind
 
@@ -199,15 +200,15 @@ class Documents:
 
     def __init__(self) -> None:
         self._open: set[Document] = set()
-        self._tasks: TaskGroup | None = None
+        self._tasks = Tasks()
 
     def start(self, tasks: TaskGroup) -> None:
         """From now on documents can be opened; what they do lives in ``tasks``."""
-        self._tasks = tasks
+        self._tasks.begin(tasks)
 
     def stop(self) -> None:
         """No more documents."""
-        self._tasks = None
+        self._tasks.end()
 
     @asynccontextmanager
     async def open(self, library: Library, kind: str, entry_id: str, field: str) -> AsyncIterator[Document]:
@@ -215,8 +216,6 @@ class Documents:
         check_kind(kind)
         check_id(entry_id)
         check_fields({field: None})
-        if self._tasks is None:
-            raise NotRunningError("Sync is not running.")
         document, scope = Document(library, kind, entry_id, field), anyio.CancelScope()
 
         async def run() -> None:
@@ -225,8 +224,9 @@ class Documents:
 
         with library.following(document.committed):
             await document.load()
+            if not self._tasks.start(run):
+                raise NotRunningError("Sync is not running.")
             self._open.add(document)
-            self._tasks.start_soon(run)
             try:
                 yield document
             finally:

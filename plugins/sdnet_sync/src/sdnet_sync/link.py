@@ -33,6 +33,7 @@ from .operations import Role, SignedBatch
 from .replica import Commit, Replica
 from .snapshot import SnapshotReader, SnapshotWriter
 from .store import View
+from .tasks import Tasks
 from .vectors import covers
 
 __all__ = ["MAX_FRAME_BYTES", "Link", "LinkHost"]
@@ -100,7 +101,7 @@ class Link:
         self._outbox: deque[tuple[bool, bytes]] = deque()
         self._filled = anyio.Event()
         self._commands: deque[Command] = deque()
-        self._tasks: anyio.abc.TaskGroup | None = None
+        self._tasks = Tasks()
         self._readers: dict[bytes, SnapshotReader] = {}
         self._writers: dict[bytes, SnapshotWriter | None] = {}
         self._timers: set[bytes] = set()
@@ -118,7 +119,7 @@ class Link:
         inbox_in, inbox_out = anyio.create_memory_object_stream[AnyLinkMessage](INBOX_MESSAGES)
         try:
             async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
+                self._tasks.begin(tasks)
 
                 async def read() -> None:
                     nonlocal failure
@@ -152,7 +153,7 @@ class Link:
                 self._commands.clear()
                 self._start(pending)
         finally:
-            self._tasks = None
+            self._tasks.end()
             self.release()
             inbox_in.close()
             inbox_out.close()
@@ -165,23 +166,21 @@ class Link:
 
     def close(self) -> None:
         """End the link."""
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
+        self._tasks.cancel()
 
     def do(self, commands: Sequence[Command]) -> None:
         """Carry out what the machine wants, from outside of the conversation."""
-        if self._tasks is None:
-            self._commands.extend(commands)
-        else:
+        if self._tasks.begun:
             self._start(commands)
+        else:
+            self._commands.extend(commands)
 
     def committed(self, library: bytes, commit: Commit) -> None:
         """A library changed here."""
         self.do(self.machine.committed(library, commit.view))
-        if self.machine.holds(library) and library not in self._timers and not self._ending:
-            assert self._tasks is not None
-            self._timers.add(library)
-            self._tasks.start_soon(self._relay_later, library)
+        if self.machine.holds(library) and library not in self._timers:
+            if self._tasks.start(self._relay_later, library):
+                self._timers.add(library)
 
     def signal(self, message: Signal) -> None:
         """Send something to whoever listens at the other side; it is left out if too much waits already."""
@@ -202,28 +201,18 @@ class Link:
 
     # Commands
 
-    @property
-    def _ending(self) -> bool:
-        """Whether the link is over, though its tasks may not have ended.
-
-        A task that began now might never hear of the cancellation: on asyncio it is told only to those that were there.
-        """
-        return self._tasks is None or self._tasks.cancel_scope.cancel_called
-
     def _start(self, commands: Sequence[Command]) -> None:
         """Carry out commands; those that take time in tasks of their own. A link that is over does nothing."""
-        if self._ending:
+        if not self._tasks.running:
             return
         for command in commands:
             match command:
                 case Send():
                     self._put(command.message)
                 case ReadLog():
-                    assert self._tasks is not None
-                    self._tasks.start_soon(self._guarded, self._read_log, command)
+                    self._tasks.start(self._guarded, self._read_log, command)
                 case ReadSnapshot():
-                    assert self._tasks is not None
-                    self._tasks.start_soon(self._guarded, self._read_snapshot, command)
+                    self._tasks.start(self._guarded, self._read_snapshot, command)
                 case _:
                     raise AssertionError(f"{command} is only an answer to a message")
 

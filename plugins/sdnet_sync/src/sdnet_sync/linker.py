@@ -17,6 +17,7 @@ from sdnet_core.wire import MessageStream, encode, encode_frame
 
 from .link import MAX_FRAME_BYTES, Link, LinkHost
 from .messages import Open
+from .tasks import Tasks
 
 __all__ = ["PROTOCOL_NAME", "Linker"]
 
@@ -47,7 +48,7 @@ class Linker:
         self._wanted = wanted
         self._began = began
         self._connected = connected
-        self._tasks: TaskGroup | None = None
+        self._tasks = Tasks()
         self._opening: set[uuid.UUID] = set()
         self.links: dict[uuid.UUID, Link] = {}
 
@@ -57,24 +58,22 @@ class Linker:
 
     def start(self, tasks: TaskGroup) -> None:
         """From now on links are opened; they live in ``tasks``."""
-        self._tasks = tasks
-        tasks.start_soon(self._watch)
+        self._tasks.begin(tasks)
+        self._tasks.start(self._watch)
 
     def stop(self) -> None:
         """No more links."""
-        self._tasks = None
+        self._tasks.end()
         for link in list(self.links.values()):
             link.close()
 
     def ensure(self, device: RemoteDevice) -> None:
         """Have a link to a device, if it is connected and there is something to talk about."""
-        if self._tasks is None or device.device_id in self.links or device.device_id in self._opening:
+        if device.device_id in self.links or device.device_id in self._opening or not self._tasks.running:
             return
-        if self._tasks.cancel_scope.cancel_called:
-            return  # a task that began now might never hear that it is to end
         if device.connected and device.trust is Trust.TRUSTED and self._wanted(device):
             self._opening.add(device.device_id)
-            self._tasks.start_soon(self._keep, device.device_id)
+            self._tasks.start(self._keep, device.device_id)
 
     def ensure_all(self) -> None:
         """Have links to all devices that want one."""
@@ -104,14 +103,13 @@ class Linker:
 
     async def _greet(self, device: RemoteDevice) -> None:
         self.ensure(device)
-        if self._tasks is not None:
-            self._tasks.start_soon(self._connected, device)
+        self._tasks.start(self._connected, device)
 
     async def _keep(self, device_id: uuid.UUID) -> None:
         """Hold a link to a device while it is connected."""
         pause_s = FIRST_PAUSE_S
         try:
-            while self._tasks is not None:
+            while self._tasks.running:
                 try:
                     device = self._ctx.get_device(device_id)
                 except NetworkingError:

@@ -144,6 +144,7 @@ class _Share:
     """We are taking one."""
     stalls: int = 0
     refused: set[bytes] = field(default_factory=set)
+    """Authors of what was refused; empty bytes for nobody knows whose."""
 
     @property
     def in_flight_bytes(self) -> int:
@@ -235,7 +236,8 @@ class LinkMachine:
             return []
         share.dealing = max(0, share.dealing - 1)
         share.theirs = merged(share.theirs, applied.pushed)
-        share.refused |= {r.author for r in applied.refusals if r.reason is not Reason.MALFORMED}
+        # What is malformed does not say in a way that counts whose it is.
+        share.refused |= {b"" if r.reason is Reason.MALFORMED else r.author for r in applied.refusals}
         commands = self._tell(library, share, 1)
         if applied.taken:
             share.stalls = 0

@@ -9,7 +9,7 @@ from functools import partial
 
 import anyio
 import msgspec
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskStatus
 
 from sdnet_core import PeerStream, PluginContext, RemoteDevice
 from sdnet_core.errors import (
@@ -40,6 +40,7 @@ from .settings import SyncSettings
 from .sharing import Sharing, SignalHandler
 from .store import LIBRARY_KIND, LibraryKeys, Store
 from .strategies import Merge
+from .tasks import Tasks
 from .upkeep import Upkeep
 from .vectors import ahead
 
@@ -62,7 +63,7 @@ class SyncService:
         self.merges: dict[str, Merge] = {}
         self._catalog = Catalog(ctx.storage)
         self._stopped: dict[bytes, anyio.CancelScope] = {}
-        self._tasks: TaskGroup | None = None
+        self._tasks = Tasks()
         self._sharing = Sharing(ctx, self._catalog, self._greet, relay_delay_s=self._settings.relay_delay_s)
         self._libraries = self._sharing.libraries
         self.replica = self._sharing.replica
@@ -79,7 +80,7 @@ class SyncService:
         await self._catalog.load()
         try:
             async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
+                self._tasks.begin(tasks)
                 for record in list(self._catalog.records.values()):
                     if record.state in OPEN_STATES:
                         try:
@@ -95,7 +96,7 @@ class SyncService:
                     task_status.started()
                     await anyio.sleep_forever()
         finally:
-            self._tasks = None
+            self._tasks.end()
             self._sharing.stop()
             self._upkeep.stop()
             self.documents.stop()
@@ -261,8 +262,7 @@ class SyncService:
             await library.replica.write([operation], 256)
             await self._set(library_id, state="leaving" if others else "left")
             with anyio.move_on_after(2.0):
-                while self.record(library_id.bytes).state == "leaving":  # noqa: ASYNC110 - until somebody has it
-                    await anyio.sleep(0.01)
+                await self._catalog.wait_while(library_id.bytes, "leaving")  # until somebody has it
         else:
             await self._set(library_id, state="left")
         if delete:
@@ -432,11 +432,11 @@ class SyncService:
 
         replica = Replica(make, ctx.run_blocking)
         await replica.open()
+        if not self._tasks.start(self._run_replica, record.id, replica):
+            await replica.close()
+            raise NotRunningError("Sync is not running.")
         self._libraries[record.id] = Library(self, record.id, replica)
         replica.listeners.append(partial(self._committed, record.id))
-        if self._tasks is None:
-            raise NotRunningError("Sync is not running.")
-        self._tasks.start_soon(self._run_replica, record.id, replica)
 
     async def _run_replica(self, library: bytes, replica: Replica) -> None:
         with anyio.CancelScope() as scope:
@@ -459,11 +459,9 @@ class SyncService:
         if opened is not None and commit.changes:
             self.folders.signals.committed(opened, commit)
         ours = self._ctx.local_device.device_id
-        if self._tasks is None:
-            return
         record = self._catalog.records.get(library)
         if record is not None and record.state == "joining" and commit.view.members.role(ours) > Role.NONE:
-            self._tasks.start_soon(partial(self._sharing.try_set_record, library, state="active"))
+            self._tasks.start(partial(self._sharing.try_set_record, library, state="active"))
 
     async def maintain(self) -> None:
         """Acknowledge, forget what all members have, ask again for what was missing; done now and then by itself."""

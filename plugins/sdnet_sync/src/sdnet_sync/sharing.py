@@ -26,6 +26,7 @@ from .linker import Linker
 from .operations import Role
 from .replica import Commit, Replica
 from .store import View
+from .tasks import Tasks
 
 __all__ = ["Sharing", "SignalHandler"]
 
@@ -59,17 +60,17 @@ class Sharing:
         self.refusals: dict[bytes, deque[str]] = {}
         self._turns: dict[bytes, anyio.Semaphore] = {}
         self._signals: dict[str, SignalHandler] = {}
-        self._tasks: TaskGroup | None = None
+        self._tasks = Tasks()
         self.linker = Linker(ctx, self, self._wanted, self._began, connected)
 
     def start(self, tasks: TaskGroup) -> None:
         """From now on links are opened; they live in ``tasks``."""
-        self._tasks = tasks
+        self._tasks.begin(tasks)
         self.linker.start(tasks)
 
     def stop(self) -> None:
         """No more links."""
-        self._tasks = None
+        self._tasks.end()
         self.linker.stop()
 
     def committed(self, library: bytes, commit: Commit) -> None:
@@ -145,11 +146,11 @@ class Sharing:
         if isinstance(message, messages.Goodbye):
             opened = self.libraries.get(message.library)
             removed = message.reason == "removed" and opened is not None
-            if removed and opened is not None and self._tasks is not None:
+            if removed and opened is not None:
                 view = opened.replica.view
                 state = self._catalog.get(message.library).state
                 if view.members.role(device.device_id.bytes) is Role.OWNER and state in ("active", "leaving"):
-                    self._tasks.start_soon(self._was_removed, opened, "left" if state == "leaving" else "removed")
+                    self._tasks.start(self._was_removed, opened, "left" if state == "leaving" else "removed")
             return
         handler = self._signals.get(message.channel)
         library = self.libraries.get(message.library)
@@ -186,10 +187,10 @@ class Sharing:
     def moved(self, library: bytes) -> None:
         """What another device has changed."""
         record = self._catalog.records.get(library)
-        if record is None or record.state != "leaving" or self._tasks is None:
+        if record is None or record.state != "leaving":
             return
         if any(link.machine.in_step(library) for link in self.linker.links.values()):
-            self._tasks.start_soon(partial(self.try_set_record, library, state="left"))
+            self._tasks.start(partial(self.try_set_record, library, state="left"))
 
     def snapshot_turn(self, library: bytes) -> anyio.Semaphore:
         """Held by the link that takes in a snapshot."""

@@ -18,6 +18,7 @@ from .maintenance import forget_deletions, prune_log, unacknowledged
 from .operations import Role
 from .replica import Commit
 from .settings import SyncSettings
+from .tasks import Tasks
 from .transaction import Transaction
 
 __all__ = ["Upkeep"]
@@ -50,24 +51,23 @@ class Upkeep:
         self._retry = retry
         self._remove = remove
         self._last_commit: dict[bytes, float] = {}
-        self._tasks: TaskGroup | None = None
+        self._tasks = Tasks()
 
     def start(self, tasks: TaskGroup) -> None:
         """From now on it is done; it lives in ``tasks``."""
-        self._tasks = tasks
-        tasks.start_soon(self._maintain)
-        tasks.start_soon(self._watch_revocations)
+        self._tasks.begin(tasks)
+        self._tasks.start(self._maintain)
+        self._tasks.start(self._watch_revocations)
 
     def stop(self) -> None:
         """No more of it."""
-        self._tasks = None
+        self._tasks.end()
 
     def committed(self, library: bytes, commit: Commit) -> None:
         """A library changed here."""
         self._last_commit[library] = anyio.current_time()
-        if self._tasks is not None:
-            if unacknowledged(commit.view, self._ctx.local_device.device_id) >= ACKNOWLEDGE_BATCHES:
-                self._tasks.start_soon(self._acknowledge, library)
+        if unacknowledged(commit.view, self._ctx.local_device.device_id) >= ACKNOWLEDGE_BATCHES:
+            self._tasks.start(self._acknowledge, library)
 
     async def _acknowledge(self, library: bytes) -> None:
         def acknowledge(transaction: Transaction) -> None:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
+from sdnet_core.wording import format_count
+
 from .scenario import Outcome, run_seed
 
 HASH_SEED = "0"
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
                 _say(f"seed {outcome.seed}: clean; events {_digest(outcome)}")
             if count % TELL_EVERY == 0 and count < len(seeds):
                 _say(f"{count} of {len(seeds)} seeds, {len(failed)} failed, {time.monotonic() - started:.0f} s")
-    _say(f"{len(seeds)} seeds, {len(failed)} failed, {time.monotonic() - started:.0f} s")
+    _say(f"{format_count(len(seeds), 'seed')}, {len(failed)} failed, {time.monotonic() - started:.0f} s")
     if failed:
         _say(f"failed: {' '.join(map(str, sorted(failed)))}")
     return 1 if failed else 0

@@ -12,6 +12,7 @@ from sdnet_core.cli.kit import (
     ApiError,
     Cli,
     Progress,
+    format_count,
     format_size,
     format_time,
     json_option,
@@ -98,12 +99,13 @@ def _follow(cli: Cli, library: str, location: dict[str, Any], *, no_wait: bool, 
     for path, reason in last.get("failed", ()):
         cli.note(f"Left out: {path}: {reason}")
     state = f", {folder['state']}" if folder.get("state") not in (None, "ready") else ""
-    files = f"{folder.get('files', 0)} files, {format_size(folder.get('size', 0))}"
+    files = f"{format_count(folder.get('files', 0), 'file')}, {format_size(folder.get('size', 0))}"
     cli.print(f"{location['name']} ({location['mode']}) is {folder.get('path')}: {files}{state}.")
 
 
 def _show(progress: Progress, name: str, told: dict[str, Any]) -> None:
-    counts = f"{told['files_done']} of {told['files_total']} files" if told["files_total"] else told["state"]
+    total = format_count(told["files_total"], "file")
+    counts = f"{told['files_done']:,} of {total}" if told["files_total"] else told["state"]
     progress.update(told["bytes_done"], told["bytes_total"] or None, f"{name}: {told['state'] or 'getting'}, {counts}")
 
 
@@ -128,10 +130,11 @@ def locations(cli: Cli, library: str, as_json: bool) -> None:
                 state = f"{holder['phase']} {holder['files_done']} of {holder['files_total']}"
             size = format_size(holder["size"])
             updated = format_time(holder["updated_at"])
-            cli.print(f"  {who}: {state}, {holder['files']} files, {size}, {updated}")
+            cli.print(f"  {who}: {state}, {format_count(holder['files'], 'file')}, {size}, {updated}")
         folder = location["folder"]
         if folder is not None:
-            waiting = f", {folder['waiting']} files are awaited" if folder["waiting"] else ""
+            awaited = format_count(folder["waiting"], "file is", "files are")
+            waiting = f", {awaited} awaited" if folder["waiting"] else ""
             cli.print(f"  here in {folder['path']}: {folder['state']}{waiting}")
             for path, reason in folder["problems"]:
                 cli.print(f"    left out: {path}: {reason}")
@@ -205,12 +208,16 @@ def get_files(cli: Cli, library: str, place: str, target: str | None, as_json: b
         cli.print_json(last)
     else:
         count = len(last["paths"])
-        first = last["paths"][0] if count == 1 else f"{last['files_done']} files in {_common(last['paths'])}"
+        first = (
+            last["paths"][0]
+            if count == 1
+            else f"{format_count(last['files_done'], 'file')} in {_common(last['paths'])}"
+        )
         cli.print(f"Got {first} ({format_size(last['bytes_done'])}).")
     for path, reason in last["failed"]:
         cli.note(f"{path}: {reason}")
     if last["failed"]:
-        raise NetworkingError(f"{len(last['failed'])} files could not be had; the others are here.")
+        raise NetworkingError(f"{format_count(len(last['failed']), 'file')} could not be had; the others are here.")
 
 
 def _common(paths: list[str]) -> str:

@@ -20,6 +20,7 @@ from sdnet_core.errors import NetworkingError, StorageError
 from ..library import Library
 from ..operations import Role
 from ..replica import Commit
+from ..tasks import Tasks
 from .applying import Applier, Done, Place, make_plan
 from .attachments import FolderRecord
 from .entries import FILE_KIND, LOCATION_KIND, FileInfo, Mode, effective, file_id, key_of, location_of
@@ -80,7 +81,7 @@ class Folder:
         self._attempts: Counter[str] = Counter()
         self._told_at = 0.0
         self._stopping = False
-        self._tasks: anyio.abc.TaskGroup | None = None
+        self._tasks = Tasks()
         self._totals: tuple[int, int] | None = None
         self._announced_at, self._announcing = float("-inf"), False
         self._in_library: bool | None = None
@@ -123,14 +124,15 @@ class Folder:
         try:
             with self.library.following(self._committed):
                 async with anyio.create_task_group() as tasks:
-                    self._tasks = tasks
+                    self._tasks.begin(tasks)
                     tasks.start_soon(self._rescan)
                     tasks.start_soon(watch_folder, self)
                     if self.mirror:
                         tasks.start_soon(self.fetcher.run)
                     await self._own()
         finally:
-            self._tasks, self._stopping = None, True
+            self._tasks.end()
+            self._stopping = True
             with anyio.CancelScope(shield=True):
                 await self.run_blocking(self._close)
 
@@ -171,8 +173,7 @@ class Folder:
             await anyio.sleep(delay_s)
             self.changed_here(paths)
 
-        if self._tasks is not None:
-            self._tasks.start_soon(look)
+        self._tasks.start(look)
 
     def infos(self, keys: Sequence[str]) -> dict[str, FileInfo]:
         """What the library says about files; blocks."""
@@ -347,15 +348,14 @@ class Folder:
         if wait_s <= 0:
             self._totals, self._announced_at = totals, anyio.current_time()
             await self._indexing.announce()
-        elif self._tasks is not None and not self._announcing:
-            self._announcing = True
+        elif not self._announcing:
 
             async def remind() -> None:
                 await anyio.sleep(wait_s)
                 self._announcing = False
                 self.wake()
 
-            self._tasks.start_soon(remind)
+            self._announcing = self._tasks.start(remind)
 
     async def _scan(self, paths: set[str] | None) -> None:
         ignore = await self.run_blocking(Ignore.read, self.tree)
@@ -457,8 +457,7 @@ class Folder:
                 self._remote.add(key)
             else:
                 self.problems[key] = "something else lies in its place"
-                if self._tasks is not None:
-                    self._tasks.start_soon(self._try_again, key)
+                self._tasks.start(self._try_again, key)
 
     async def _try_again(self, key: str) -> None:
         await anyio.sleep(BLOCKED_S)

@@ -14,6 +14,7 @@ from sdnet_core import PluginContext, RemoteDevice
 from sdnet_core.errors import NetworkingError, NotFoundError, NotRunningError, RefusedError
 
 from ..library import Library
+from ..tasks import Tasks
 from .browsing import file_at, files_below, split_place
 from .entries import FileInfo
 from .getting import Getting
@@ -43,15 +44,15 @@ class Jobs:
         self._ctx = ctx
         self._holders = holders
         self._jobs: dict[str, tuple[Getting, anyio.CancelScope]] = {}
-        self._tasks: TaskGroup | None = None
+        self._tasks = Tasks()
 
     def start(self, tasks: TaskGroup) -> None:
         """From now on jobs can be begun; they live in ``tasks``."""
-        self._tasks = tasks
+        self._tasks.begin(tasks)
 
     def stop(self) -> None:
         """No more jobs."""
-        self._tasks = None
+        self._tasks.end()
 
     async def get(self, library: Library, place: str, target: Path) -> Getting:
         """Get a file, or a folder with all that is in it. Run what this gives in a task of its own.
@@ -88,7 +89,7 @@ class Jobs:
         :returns: the job's name.
         :raises RefusedError: too many jobs are going on.
         """
-        if self._tasks is None:
+        if not self._tasks.running:
             raise NotRunningError("Sync is not running.")
         for name, (job, _) in list(self._jobs.items()):
             if len(self._jobs) >= MAX_JOBS and job.finished.is_set():
@@ -112,7 +113,7 @@ class Jobs:
             finally:
                 getting.finished.set()
 
-        self._tasks.start_soon(work)
+        self._tasks.start(work)
         return name
 
     def job(self, name: str) -> Getting:

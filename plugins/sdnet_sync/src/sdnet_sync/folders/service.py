@@ -29,6 +29,7 @@ from sdnet_core.events import NetworkEvent
 from ..library import Library
 from ..operations import Role
 from ..settings import SyncSettings
+from ..tasks import Tasks
 from .attachments import Attachments, FolderRecord
 from .browsing import files_below, holders_of, locations_of
 from .entries import FILE_KIND, HOLDER_KIND, LOCATION_KIND, Location, Mode, file_id, file_key, holder_id
@@ -76,7 +77,7 @@ class FolderService:
         self._attachments = Attachments(ctx.storage)
         self._folders: dict[str, Folder] = {}
         self._scopes: dict[str, tuple[anyio.CancelScope, anyio.Event]] = {}
-        self._tasks: TaskGroup | None = None
+        self._tasks = Tasks()
         self._watched = 0
         self.jobs = Jobs(ctx, self)
         self.signals = FolderSignals(ctx)
@@ -84,7 +85,7 @@ class FolderService:
     async def run(self, tasks: TaskGroup) -> None:
         """Start the folders whose libraries are open; they live in ``tasks``."""
         await self._attachments.load()
-        self._tasks = tasks
+        self._tasks.begin(tasks)
         self.jobs.start(tasks)
         for record in list(self._attachments.records.values()):
             library = self._libraries.open_library(record.library)
@@ -93,11 +94,11 @@ class FolderService:
 
     def stop(self) -> None:
         """No more folders."""
-        self._tasks = None
+        self._tasks.end()
         self.jobs.stop()
 
     def _start(self, record: FolderRecord, library: Library) -> None:
-        if self._tasks is None:
+        if not self._tasks.running:
             raise NotRunningError("Sync is not running.")
         folder = self._folders[record.location] = Folder(self, record, library, self.ctx.data_dir)
         scope, ended = self._scopes[record.location] = anyio.CancelScope(), anyio.Event()
@@ -115,7 +116,7 @@ class FolderService:
             finally:
                 ended.set()
 
-        self._tasks.start_soon(run)
+        self._tasks.start(run)
 
     async def close_library(self, library: bytes, *, forget: bool = False) -> None:
         """A library is no longer open: stop its folders.
