@@ -215,9 +215,10 @@ class EventBus:
         :param kinds: only events of these kinds; all when None.
         :param after: only events with a higher number.
         :param since: only events from this time on, seconds since the epoch; the count of a gap may then be too high.
-        :param run: the run that the number is of; this one when None. After another run's all of this one's count.
+        :param run: the run that the number is of; this one when None. After another run's all of this one's count, as
+            they do after a number that this run has not come to yet.
         """
-        restarted = run is not None and run != self.run
+        restarted = after > self.last or (run is not None and run != self.run)
         start = 0 if restarted else after
         start = max([start, *(event.seq for event in (*self._all(), *self._gone.values()) if event.at < since)])
         found = [event for event in self._all() if event.seq > start]

@@ -133,6 +133,7 @@ async def test_a_number_of_another_run_is_told_apart() -> None:
     bus.publish(disconnected("a"))
     assert told(bus.history(after=1, run=bus.run)) == []
     assert told(bus.history(after=1, run="0")) == ["0: the node was restarted since", "a"]
+    assert told(bus.history(after=2)) == ["0: the node was restarted since", "a"]
 
 
 async def test_a_subscriber_begins_with_the_past_and_misses_nothing() -> None:

@@ -183,6 +183,8 @@ async def test_queued_listed_and_cancelled(capsys: pytest.CaptureFixture[str]) -
             ("notification", "Doorbell", "high"),
             ("text", "dinner", "normal"),
         ]
+        with pytest.raises(NotFoundError):
+            await run(a, "cancel", "")
         await run(a, "cancel", waiting[1]["id"][:13])
         assert "Cancelled; node1 does not get it." in capsys.readouterr().out
         await run(a, "cancel", receipt["id"], "--json")

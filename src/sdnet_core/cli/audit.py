@@ -11,6 +11,7 @@ from ..daemon.moments import parse_moment
 from ..errors import InvalidRequestError
 from .kit import Cli, clean, format_count, format_time, json_option, pass_cli
 from .names import check_names, split_names
+from .text import format_fields
 
 __all__ = ["audit"]
 
@@ -87,9 +88,5 @@ def _show(cli: Cli, line: dict[str, Any], as_json: bool) -> None:
     if as_json:
         cli.print_json(line, compact=True)
         return
-    rest = "  ".join(
-        f"{key}={clean(str(value))}"
-        for key, value in line.items()
-        if key not in ("n", "at", "kind") and value not in (None, "")
-    )
-    cli.print(f"{format_time(line['at'])}  {line['kind']}  {rest}")
+    rest = format_fields(line, but=("n", "at", "kind"))
+    cli.print(f"{format_time(line['at'])}  {clean(line['kind'])}  {rest}")

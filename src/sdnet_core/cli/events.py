@@ -9,6 +9,7 @@ import click
 
 from .kit import Cli, clean, format_count, format_time, json_option, pass_cli
 from .names import check_names, split_names
+from .text import format_fields
 
 __all__ = ["events"]
 
@@ -60,11 +61,8 @@ def _show(cli: Cli, event: dict[str, Any], as_json: bool) -> None:
     if as_json:
         cli.print_json(event, compact=True)
     elif event["kind"] == "events-dropped":
-        cli.print(f"{format_time(event['at'])}  … {_missing(event)} here: {event['reason']}")
+        missing = f"{_missing(event)} here: " if event["count"] else ""
+        cli.print(f"{format_time(event['at'])}  … {missing}{event['reason']}")
     else:
-        rest = "  ".join(
-            f"{key}={value}"
-            for key, value in event.items()
-            if key not in ("kind", "at", "seq") and value not in (None, "")
-        )
-        cli.print(clean(f"{format_time(event['at'])}  #{event['seq']}  {event['kind']}  {rest}"))
+        rest = format_fields(event, but=("kind", "at", "seq"))
+        cli.print(f"{format_time(event['at'])}  #{event['seq']}  {clean(event['kind'])}  {rest}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 import unicodedata
+from collections.abc import Collection, Mapping
+from typing import Any
 
-__all__ = ["clean", "format_duration", "format_size", "format_time"]
+__all__ = ["clean", "format_duration", "format_fields", "format_size", "format_time"]
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -24,6 +27,28 @@ def clean(text: str, *, keep_newlines: bool = False) -> str:
         else "\N{REPLACEMENT CHARACTER}"
         for character in text
     )
+
+
+def format_fields(values: Mapping[str, Any], *, but: Collection[str] = ()) -> str:
+    """Values as ``name=value`` beside each other, without those that are empty; lists are separated by commas.
+
+    :param but: names to leave out.
+    """
+    return "  ".join(f"{key}={_field(value)}" for key, value in values.items() if key not in but and _says(value))
+
+
+def _says(value: Any) -> bool:
+    return value is not None and value not in ("", [])
+
+
+def _field(value: Any) -> str:
+    match value:
+        case list():
+            return ",".join(map(_field, value))
+        case dict() | bool():
+            return clean(json.dumps(value))
+        case _:
+            return clean(str(value))
 
 
 def format_size(size_bytes: float) -> str:

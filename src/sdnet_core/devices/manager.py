@@ -454,12 +454,15 @@ class PersistentConnectionManager(RoomMethods):
     # Pairings
 
     async def confirm(self, device: PairedDevice) -> None:
-        """Make a pending pairing final, durably.
+        """Make a pending pairing final, durably. The other side may show it in two ways at once; it is told once.
 
         :raises StorageError: it could not be stored; the pairing stays pending.
         """
         final = msgspec.structs.replace(device, pending=False)
         await self._store.save_pairing(final)
+        known = self._registry.get(device.device_id).device
+        if known.pairing_id == device.pairing_id and not known.pending:
+            return
         self._registry.update(final)
         self._events.publish(DeviceConfirmed(device_id=device.device_id, device_name=device.name))
 

@@ -10,6 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdnet_core.cli.kit import clean, format_duration, format_size, format_time
+from sdnet_core.cli.text import format_fields
+
+
+def test_fields() -> None:
+    values = {"kind": "x", "name": "a\x1b", "none": None, "empty": "", "no": [], "count": 0, "told": True}
+    found = format_fields({**values, "addresses": ["/ip4/1", "/ip4/2"], "previous": {"number": 0}}, but=["kind"])
+    assert (
+        found == 'name=a\N{REPLACEMENT CHARACTER}  count=0  told=true  addresses=/ip4/1,/ip4/2  previous={"number": 0}'
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from sdnet_core.devices.connection import transport_of
 from sdnet_core.devices.records import ConnectionConfig
 from sdnet_core.devices.registry import Disconnected
 from sdnet_core.errors import InvalidRequestError
-from sdnet_core.events import ConnectionFailed, ConnectionLost, ConnectionStateChanged
+from sdnet_core.events import ConnectionFailed, ConnectionLost, ConnectionStateChanged, DeviceConfirmed
 from sdnet_core.identity import NetworkIdentity
 from sdnet_core.swarm.abc import AddressesChanged
 from sdnet_core.testing import (
@@ -233,6 +233,21 @@ def test_a_device_that_does_not_connect_by_itself_does_when_it_is_needed(tmp_pat
                 assert connected(a) == ["b"]
 
     run_in_virtual_time(test)
+
+
+def test_a_pairing_that_is_confirmed_in_two_ways_at_once_is_told_once() -> None:
+    async def test(nodes: LinkedNodes) -> None:
+        a, b, _ = nodes
+        await a.add_paired_device(b.device_info, pairing_id=uuid.uuid4(), pairing_root=bytes(range(32)), pending=True)
+        device = a._registry.get(b.device_info.id).device
+        async with record_events(a) as events:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(a._connections.confirm, device)
+                tasks.start_soon(a._connections.confirm, device)
+            assert len(events.of(DeviceConfirmed)) == 1
+        assert not a._registry.get(b.device_info.id).device.pending
+
+    in_virtual_time(test, count=3)
 
 
 def test_a_person_chooses_how_a_device_is_connected() -> None:

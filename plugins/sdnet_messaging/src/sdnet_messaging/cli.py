@@ -223,7 +223,8 @@ def cancel(cli: Cli, message: str, as_json: bool) -> None:
 
 
 def _one(messages: list[dict[str, Any]], reference: str) -> dict[str, Any]:
-    fitting = [message for message in messages if message["id"].startswith(reference.lower())]
+    wanted = reference.strip().lower()
+    fitting = [message for message in messages if wanted and message["id"].startswith(wanted)]
     if len(fitting) != 1:
         raise NotFoundError(
             f"{len(fitting)} messages have an id that begins with {reference!r}."
