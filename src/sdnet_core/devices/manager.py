@@ -244,7 +244,7 @@ class PersistentConnectionManager(RoomMethods):
         logger.info("looking for all devices anew: %s", why)
         self.paths.look()
         for supervisor in tuple(self._supervisors.values()):
-            supervisor.wake()
+            supervisor.begin_anew()
         if self._tasks is not None:
             for live in self.pool:
                 self._tasks.start_soon(self._watch.probe, live)

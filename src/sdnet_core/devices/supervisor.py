@@ -2,7 +2,7 @@
 
 The addresses at which the device answered before come first, and those that discovery sees beside them: an address that
 turns up while others are being tried is tried at once. Pauses between attempts double, with jitter, up to a cap; a
-sighting, a change of the network or somebody who needs the device ends one.
+sighting, a change of the network or somebody who needs the device ends one. After the first two they begin short again.
 """
 
 from __future__ import annotations
@@ -135,9 +135,14 @@ class Supervisor:
         self._needed = self._needed or needed
         self._wake.set()
 
+    def begin_anew(self) -> None:
+        """Something has changed that may let the device be reached now: try at once, with short pauses again."""
+        self._pause_s = 0.0
+        self._wake.set()
+
     def sighted(self) -> None:
         """Discovery has just seen the device."""
-        self._wake.set()
+        self.begin_anew()
         if self._dial is not None and not self._trying.issuperset(self._addresses(self._state())):
             self._dial.cancel()
 

@@ -132,6 +132,17 @@ def test_pauses_grow_up_to_a_cap_and_a_sighting_ends_one() -> None:
             assert pauses[0] < 1
             assert [p for p in pauses if p is not None and p > 50] == []
             assert [p for p in pauses[-2:] if p is not None and p < 30] == []
+            for happens in (
+                lambda: a._connections.sighted(b.identity.peer_id),
+                lambda: a._connections.look_around("another network"),
+            ):
+                before = len(events.of(ConnectionFailed))
+                happens()
+                await until(lambda before=before: len(events.of(ConnectionFailed)) > before, within_s=1)  # type: ignore[misc]
+                again = events.of(ConnectionFailed)[before].retry_in_s
+                assert again is not None
+                assert again < 1  # it begins short again
+                await anyio.sleep(100)
             nodes.heal(a, b)
             a._connections.sighted(b.identity.peer_id)
             await until(lambda: bool(connected(a)), within_s=0.5)
