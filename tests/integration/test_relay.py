@@ -303,6 +303,29 @@ async def test_a_relay_that_connects_to_somebody_else_is_noticed(world: World) -
     assert await works(caller, victim)
 
 
+async def test_a_relay_that_breaks_connections_is_tried_after_others(world: World) -> None:
+    breaking, _ = await world.relay(RelayLimits(circuit_bytes=8_000))
+    honest, _ = await world.relay()
+    called = await world.reserved(breaking)
+    await called.dial(honest.peer_id, honest.addresses)
+    await reserve(called, honest.peer_id, now=CLOCK.now())
+    called.relays |= {honest.peer_id}
+    caller = await world.swarm()
+    await caller.dial(called.peer_id, through(breaking))
+    stream = await caller.open_stream(called.peer_id, ["/echo/1"])
+    with contextlib.suppress(anyio.BrokenResourceError):
+        await stream.send(bytes(10_000))
+    await until(lambda: not caller.is_connected(called.peer_id) and not called.is_connected(caller.peer_id))
+    for _ in range(5):
+        await caller.dial(called.peer_id, [*through(breaking), *through(honest)])
+        path = caller.path(called.peer_id)
+        assert path is not None
+        assert path.address in through(honest)
+        await caller.hang_up(called.peer_id)
+        await until(lambda: not called.is_connected(caller.peer_id))
+    await caller.dial(called.peer_id, through(breaking))  # better than nothing
+
+
 async def test_a_stranger_cannot_make_us_dial_what_it_wants(world: World) -> None:
     node, _ = await world.relay()
     called = await world.reserved(node)

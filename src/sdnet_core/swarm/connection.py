@@ -117,7 +117,10 @@ class Connection(SwarmConn):
         if self.event_closed.is_set():
             return
         self.event_closed.set()
-        reason = self.muxed_conn.failure or "The connection was closed by this side."
+        failure, now = self.muxed_conn.failure, trio.current_time()
+        if failure and not self.muxed_conn.peer_left:
+            self.swarm.broken_relays.note(self.address, lived_s=now - self.opened_at, now=now)
+        reason = failure or "The connection was closed by this side."
         self.swarm.unregister(self, reason)
         self.end_handlers()
         with trio.CancelScope(shield=True):

@@ -2,8 +2,9 @@
 
 The transports' raw dials are raced. The first that answers has a quarter of a second for its handshake before the next
 one begins as well, so an address where somebody listens and says nothing costs no more than that. The addresses of a
-preferred transport have as long a start over those of the next, or until they have all failed. There are no fixed
-pauses, no repeats and no memory of failures: when to try again is for the layers above.
+preferred transport have as long a start over those of the next, or until they have all failed; so have all relays over
+those through which a connection broke a while ago. There are no fixed pauses, no repeats and no other memory of
+failures: when to try again is for the layers above.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from sdnet_core.swarm import _fastecdsa as _fastecdsa
 
 # isort: split
 import logging
+from itertools import zip_longest
 
 import trio
 from libp2p.abc import IRawConnection
@@ -117,17 +119,21 @@ class _Race:
         self._over.cancel()
 
     async def _open_all(self, send: trio.MemorySendChannel[tuple[Multiaddr, Raw]]) -> None:
-        groups = preference(self._network.transport_manager.get_transports(), self._addresses)
+        limits, broken = self._network.limits, self._network.broken_relays
+        groups = preference(
+            self._network.transport_manager.get_transports(),
+            self._addresses,
+            is_broken=lambda address: broken.holds(address, now=self._begun_at),
+        )
         async with send, trio.open_nursery() as nursery:
-            for group in groups:
+            for group, following in zip_longest(groups, groups[1:]):
                 # Each transport has room of its own: one that is blocked does not take up that of the next.
-                limiter = trio.CapacityLimiter(self._network.limits.max_parallel_dials)
+                limiter = trio.CapacityLimiter(limits.max_parallel_dials)
                 failed = trio.Event()
                 nursery.start_soon(self._open_group, group, limiter, send, failed)
-                if group is not groups[-1]:
-                    last = is_relayed(groups[-1][0]) and group is groups[-2]
-                    limits = self._network.limits
-                    with trio.move_on_after(limits.relay_head_start_s if last else limits.transport_head_start_s):
+                if following is not None:
+                    relayed = is_relayed(following[0])
+                    with trio.move_on_after(limits.relay_head_start_s if relayed else limits.transport_head_start_s):
                         await failed.wait()
 
     async def _open_group(

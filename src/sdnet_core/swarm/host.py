@@ -33,6 +33,7 @@ from multiaddr import Multiaddr
 
 from ..errors import ProtocolError
 from .abc import Connected, Direction, Disconnected, PathChanged, SwarmEvent
+from .broken_relays import BrokenRelays
 from .connection import Connection
 from .handshakes import Handshakes
 from .muxed import MuxedConnection, MuxedStream, OwnSecurity
@@ -110,6 +111,7 @@ class Network(Libp2pNetwork):
         self._awaits_stranger = awaits_stranger
         self._generation = 0
         self.handshakes = Handshakes(limits.max_handshakes)
+        self.broken_relays = BrokenRelays()
         self._gone: dict[ID, None] = {}
         self.dialler: Callable[[ID, list[Multiaddr]], Awaitable[None]] | None = None
         self.connected = trio.lowlevel.ParkingLot()
@@ -416,8 +418,7 @@ class Network(Libp2pNetwork):
 
     async def new_stream(self, peer_id: ID) -> NetStream:
         """Open a stream to a peer, for the library's own protocols."""
-        if peer_id not in self.connections:
-            await self.dial_peer(peer_id)
+        await self.dial_peer(peer_id)
         connection = self.best_connection(peer_id)
         if connection is None:
             raise SwarmException(f"there is no connection to {peer_id}")
@@ -437,9 +438,8 @@ class Network(Libp2pNetwork):
         self._closing = True
         with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_ALL_S):
             async with trio.open_nursery() as nursery:
-                for connections in list(self.connections.values()):
-                    for connection in list(connections):
-                        nursery.start_soon(connection.close)
+                for connection in list(self._all_connections()):
+                    nursery.start_soon(connection.close)
         with trio.CancelScope(shield=True):
             for listener in list(self.listeners.values()):
                 await listener.close()

@@ -62,6 +62,11 @@ class MuxedConnection(IMuxedConn):
         """Why the connection is gone, or None while it is not."""
 
     @property
+    def peer_left(self) -> bool:
+        """Whether the peer has said that it leaves; where that cannot be known, it has not."""
+        return False
+
+    @property
     @abstractmethod
     def is_closed(self) -> bool:
         """Whether the connection is gone."""

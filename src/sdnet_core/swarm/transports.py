@@ -56,15 +56,22 @@ def make_transports(names: Sequence[str], identity: PrivateKey, limits: SwarmLim
     return [TRANSPORTS[name](identity, limits) for name in names]
 
 
-def preference(transports: Sequence[ITransport], addresses: Sequence[Multiaddr]) -> list[list[Multiaddr]]:
+def preference(
+    transports: Sequence[ITransport],
+    addresses: Sequence[Multiaddr],
+    *,
+    is_broken: Callable[[Multiaddr], bool] = lambda _: False,
+) -> list[list[Multiaddr]]:
     """The addresses in groups, one for each transport in the order of preference.
 
     Those of no transport come first, those that go through relays last.
+
+    :param is_broken: whether the relay of an address is one to be tried after all others.
     """
-    groups: list[list[Multiaddr]] = [[] for _ in range(len(transports) + 2)]
+    groups: list[list[Multiaddr]] = [[] for _ in range(len(transports) + 3)]
     for address in addresses:
         if is_relayed(address):
-            groups[-1].append(address)
+            groups[-1 if is_broken(address) else -2].append(address)
             continue
         groups[next((i for i, one in enumerate(transports, 1) if one.can_dial(address)), 0)].append(address)
     return [group for group in groups if group]

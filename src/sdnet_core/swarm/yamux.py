@@ -94,6 +94,11 @@ class Yamux(MuxedConnection):
         return self.core.failure
 
     @property
+    def peer_left(self) -> bool:
+        """Whether the peer has said that it leaves."""
+        return self.core.remote_going_away
+
+    @property
     def is_initiator(self) -> bool:
         """Whether we opened the connection."""
         return self.secured_conn.is_initiator

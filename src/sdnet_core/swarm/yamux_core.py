@@ -90,7 +90,7 @@ class YamuxCore(Generic[S]):
         self._next_id = 1 if initiator else 2
         self._last_inbound_id = 0
         self._inbound = 0
-        self._remote_going_away = False
+        self.remote_going_away = False
         self._control: deque[bytes] = deque()
         self._fresh: deque[StreamCore] = deque()
         self._bulk: deque[StreamCore] = deque()
@@ -109,7 +109,7 @@ class YamuxCore(Generic[S]):
     @property
     def can_open(self) -> bool:
         """Whether new streams of ours are possible."""
-        return self.failure is None and not self._remote_going_away and self._next_id <= MAX_STREAM_ID
+        return self.failure is None and not self.remote_going_away and self._next_id <= MAX_STREAM_ID
 
     def open(self) -> S:
         """Open a stream; the peer has not agreed to it yet. Only while :attr:`can_open`."""
@@ -283,7 +283,7 @@ class YamuxCore(Generic[S]):
         if kind == PING:
             self._ping(flags, length)
         elif kind == GO_AWAY:
-            self._remote_going_away = True
+            self.remote_going_away = True
             if length != GO_AWAY_NORMAL:
                 self.fail("The peer gave the connection up as broken.")
         else:
