@@ -81,7 +81,7 @@ def screen(node: Node, *arguments: str) -> Screen:
 def test_a_person_finds_compares_and_sends(strangers: tuple[Node, Node], tmp_path: Path) -> None:
     anna, ben = strangers
     found = anna.wait_until(
-        lambda: [device for device in anna.json("drop", "nearby") if device["name"] == ben.name], "ben is near"
+        lambda: [device for device in anna.ask("/spacedrop/nearby") if device["name"] == ben.name], "ben is near"
     )
     assert (found[0]["paired"], found[0]["device_id"]) == (False, None)
     assert anna.name not in ben.run("drop", "nearby").stdout  # she lets nobody find her
@@ -118,12 +118,13 @@ def test_numbers_that_differ_end_it(strangers: tuple[Node, Node], tmp_path: Path
     (tmp_path / "secret.txt").write_text("secret")
     sending = screen(anna, "drop", "send", str(tmp_path / "secret.txt"), "--to", ben.name, "--nearby")
     number = sending.wait_for(NUMBER.pattern)
-    (offer,) = ben.wait_until(lambda: ben.json("drop", "pending"), "ben is asked")
+    ben.wait_until(lambda: ben.ask("/spacedrop/pending"), "ben is asked")
+    (offer,) = ben.json("drop", "pending")
     assert (offer["check"], offer["items"], offer["state"]) == (number, [], "comparing")
     sending.wait_for(r"show the same number\?")
     sending.type("n")
     assert sending.finish() == 1
-    ben.wait_until(lambda: ben.json("drop", "pending") == [], "ben is not asked any more")
+    ben.wait_until(lambda: ben.ask("/spacedrop/pending") == [], "ben is not asked any more")
     assert not list(ben.downloads.glob("*")) or not (ben.downloads / "secret.txt").exists()
 
 
@@ -132,17 +133,17 @@ def test_ctrl_c_at_the_question_cancels(strangers: tuple[Node, Node], tmp_path: 
     (tmp_path / "a.txt").write_text("a")
     sending = screen(anna, "drop", "send", str(tmp_path / "a.txt"), "--to", ben.name, "--nearby")
     sending.wait_for(r"show the same number\?")
-    ben.wait_until(lambda: ben.json("drop", "pending"), "ben is asked")
+    ben.wait_until(lambda: ben.ask("/spacedrop/pending"), "ben is asked")
     sending.process.send_signal(signal.SIGINT)
     assert sending.finish() in (1, 130)
     assert "Traceback" not in sending.text
-    ben.wait_until(lambda: ben.json("drop", "pending") == [], "ben is not asked any more")
+    ben.wait_until(lambda: ben.ask("/spacedrop/pending") == [], "ben is not asked any more")
 
 
 def test_programs_do_the_same_in_json(strangers: tuple[Node, Node], tmp_path: Path) -> None:
     anna, ben = strangers
     (tmp_path / "report.txt").write_text("done")
-    ben.wait_until(lambda: ben.json("drop", "pending") == [], "nothing is pending")
+    ben.wait_until(lambda: ben.ask("/spacedrop/pending") == [], "nothing is pending")
     sent = json.loads(
         anna.run(
             "drop", "send", str(tmp_path / "report.txt"), "--to", ben.name, "--nearby", "--detach", "--json"
@@ -151,7 +152,7 @@ def test_programs_do_the_same_in_json(strangers: tuple[Node, Node], tmp_path: Pa
     (offer,) = ben.json("drop", "pending")
     assert (offer["id"], offer["check"]) == (sent["id"], sent["check"])
     anna.run("drop", "confirm", sent["id"])
-    ben.wait_until(lambda: ben.json("drop", "pending")[0]["state"] == "asking", "the offer is there")
+    ben.wait_until(lambda: ben.ask("/spacedrop/pending")[0]["state"] == "asking", "the offer is there")
     accepted = ben.json("drop", "accept", sent["id"])
     assert accepted["state"] == "completed"
     assert Path(accepted["paths"][0]).read_text() == "done"
@@ -161,7 +162,7 @@ def test_who_is_not_visible_is_not_found(strangers: tuple[Node, Node], tmp_path:
     anna, ben = strangers
     ben.run("drop", "visibility", "paired")
     anna.wait_until(
-        lambda: all(device["name"] != ben.name for device in anna.json("drop", "nearby")), "ben is not near any more"
+        lambda: all(device["name"] != ben.name for device in anna.ask("/spacedrop/nearby")), "ben is not near any more"
     )
     (tmp_path / "a.txt").write_text("a")
     refused = anna.run("drop", "send", str(tmp_path / "a.txt"), "--to", ben.name, "--nearby", expect=1)

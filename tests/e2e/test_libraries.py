@@ -7,7 +7,7 @@ from tests.e2e.test_two_devices import pair
 
 
 def entries(node: Node) -> int:
-    count: int = node.json("sync", "status", "Recipes")["entries"]
+    count: int = node.ask("/sync/libraries/Recipes")["entries"]
     return count
 
 

@@ -6,7 +6,6 @@ import base64
 import json
 from pathlib import Path
 
-from sdnet_core.daemon.client import ApiClient
 from tests.e2e.conftest import MakeNode, Node
 from tests.e2e.test_two_devices import pair, secrets_of
 
@@ -37,7 +36,7 @@ def test_no_secret_and_no_payload_is_logged_at_the_finest_level(make_node: MakeN
     bob.kill9()
     alice.run("msg", "send", "bert", TEXT)
     bob.start("--log-level", "debug")
-    bob.wait_until(lambda: len(bob.json("msg", "inbox")) == 2, "the second message arrives")
+    bob.wait_until(lambda: len(bob.ask("/messaging/inbox")) == 2, "the second message arrives")
     alice.run("ping", "bert")
     alice.run("msg", "send", "nobody", TEXT, expect=1)
     alice.stop()
@@ -61,7 +60,7 @@ def test_no_secret_and_no_payload_is_logged_at_the_finest_level(make_node: MakeN
 
 
 def test_kinds_that_do_not_exist_are_told(running: Node) -> None:
-    known = {found["kind"] for found in ApiClient(running.config).get("/events/kinds")}
+    known = {found["kind"] for found in running.ask("/events/kinds")}
     of_plugins = {"transfer-progress", "text-received", "pairing-state-changed", "spacedrop-offered", "library-changed"}
     assert known >= {"node-started", *of_plugins}
     assert running.run("events", "--type", ",".join(of_plugins)).stdout == ""

@@ -28,7 +28,7 @@ def paired(make_node: MakeNode) -> Iterator[tuple[Node, Node]]:
 
 def state(node: Node) -> str:
     """What the node's one device is."""
-    (device,) = node.json("devices")
+    (device,) = node.ask("/devices")
     found: str = device["state"]
     return found
 
@@ -74,7 +74,8 @@ def test_revoke_in_the_middle_of_a_transfer_and_pair_anew(
         os.truncate(file.fileno(), 8 << 30)  # nobody waits for its end
     sending = bob.popen("send", str(large), "--to", "alice")
     bob.wait_until(
-        lambda: any(transfer.get("done_bytes", 0) > 1 << 20 for transfer in bob.json("transfers")), "it is under way"
+        lambda: any(transfer.get("done_bytes", 0) > 1 << 20 for transfer in bob.ask("/file-transfer/transfers")),
+        "it is under way",
     )
     began = time.time()
     assert "bob is revoked. It was told." in alice.run("devices", "revoke", "bob").stdout

@@ -31,8 +31,8 @@ def show_code(node: Node, *options: str) -> tuple[str, subprocess.Popen[str]]:
 
 def pending(node: Node) -> str:
     """Wait until a device asks to pair; gives the session's id."""
-    asking = node.wait_until(lambda: node.json("pair", "pending"), "a device asks to pair")
-    session_id: str = asking[0]["id"]
+    node.wait_until(lambda: node.ask("/pairing/pending"), "a device asks to pair")
+    session_id: str = node.json("pair", "pending")[0]["id"]
     return session_id
 
 
@@ -93,7 +93,8 @@ def test_a_drop_is_asked_for_and_accepted(paired: tuple[Node, Node, str], tmp_pa
     file = tmp_path / "photo.jpg"
     file.write_bytes(bytes(range(256)) * 8192)
     sending = alice.popen("drop", "send", str(file), "--to", "bob", "--message", "look")
-    offer = bob.wait_until(lambda: bob.json("drop", "pending"), "bob is asked")[0]
+    bob.wait_until(lambda: bob.ask("/spacedrop/pending"), "bob is asked")
+    (offer,) = bob.json("drop", "pending")
     assert not (bob.downloads / "photo.jpg").exists()
     bob.run("drop", "accept", offer["id"])
     out, err = sending.communicate(timeout=60)
@@ -107,7 +108,8 @@ def test_a_drop_that_is_rejected_ends_with_4_and_leaves_nothing(paired: tuple[No
     file = tmp_path / "unwanted.bin"
     file.write_bytes(b"x" * 100_000)
     sending = alice.popen("drop", "send", str(file), "--to", "bob")
-    offer = bob.wait_until(lambda: bob.json("drop", "pending"), "bob is asked")[0]
+    bob.wait_until(lambda: bob.ask("/spacedrop/pending"), "bob is asked")
+    (offer,) = bob.json("drop", "pending")
     bob.run("drop", "reject", offer["id"])
     _, err = sending.communicate(timeout=60)
     assert sending.returncode == 4
@@ -176,7 +178,7 @@ def read_texts(following: subprocess.Popen[str], text: str) -> None:
 
 def is_away(node: Node) -> bool:
     """Whether the node shows its other device as not connected."""
-    return not node.json("devices")[0]["connected"]
+    return not node.ask("/devices")[0]["connected"]
 
 
 def test_after_kill_9_they_reconnect_by_themselves(paired: tuple[Node, Node, str]) -> None:

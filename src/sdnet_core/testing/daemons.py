@@ -26,6 +26,7 @@ __all__ = ["Daemon", "paired_daemons"]
 
 _COMMAND_TIMEOUT_S = 60.0
 _CONNECT_TIMEOUT_S = 30.0
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,7 @@ def paired_daemons(
             while away := [device["name"] for device in daemon.json("devices") if not device["connected"]]:
                 if time.monotonic() > deadline:
                     raise AssertionError(f"{daemon.name} does not connect to {', '.join(away)}.")
+                time.sleep(_POLL_S)
         yield daemons
 
 

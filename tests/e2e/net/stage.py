@@ -82,7 +82,7 @@ def temporary_nodes() -> Iterator[MakeNode]:
 
 
 def other(node: Node) -> dict[str, Any]:
-    (found,) = node.json("devices")
+    (found,) = node.ask("/devices")
     return dict(found)
 
 

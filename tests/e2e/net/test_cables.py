@@ -72,7 +72,7 @@ def paired(make_node: MakeNode, switch: Switch) -> Iterator[tuple[Node, Node]]:
 
 def other(node: Node) -> dict[str, Any]:
     """The other device, as a node sees it."""
-    (device,) = node.json("devices")
+    (device,) = node.ask("/devices")
     return dict(device)
 
 
@@ -138,7 +138,7 @@ def test_a_cut_cable_is_noticed_and_nothing_is_lost(paired: tuple[Node, Node], s
     assert time.monotonic() - began <= 10
     assert texts(bob) == to_bob
     assert texts(alice) == to_alice
-    alice.wait_until(lambda: alice.json("msg", "outbox") == [], "the outbox is empty")
+    alice.wait_until(lambda: alice.ask("/messaging/outbox") == [], "the outbox is empty")
 
 
 def test_a_machine_with_another_address_is_found_again(paired: tuple[Node, Node], switch: Switch) -> None:
@@ -208,7 +208,7 @@ def test_kills_of_either_side_lose_nothing_and_repeat_nothing(
             start(paired[number], switch.machines[number])
     accepted = to_bob.accepted(), to_alice.accepted()
     for sender, receiver, number in ((paired[0], paired[1], 0), (paired[1], paired[0], 1)):
-        sender.wait_until(lambda sender=sender: sender.json("msg", "outbox") == [], "all is delivered", timeout_s=60)
+        sender.wait_until(lambda sender=sender: sender.ask("/messaging/outbox") == [], "all is delivered", timeout_s=60)
         came = texts(receiver)[before[1 - number] :]
         assert [text for text in accepted[number] if text not in set(came)] == [], "lost"
         assert len(came) == len(set(came)), "came twice"

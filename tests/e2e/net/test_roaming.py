@@ -74,7 +74,7 @@ def test_everything_is_killed_and_comes_back(stage: Stage, tmp_path: Path) -> No
         start(node, home)
         connected(alice, bob)
     alice.run("msg", "send", "bob", "back again")
-    wait(lambda: "back again" in str(bob.json("msg", "inbox")), "the message arrives", alice, bob)
+    wait(lambda: "back again" in str(bob.ask("/messaging/inbox")), "the message arrives", alice, bob)
 
 
 @pytest.mark.skipif(not LONG, reason="Part of nox -s net.")
@@ -113,7 +113,7 @@ def test_a_device_that_sleeps_wakes_up_elsewhere(stage: Stage) -> None:
     finally:
         os.kill(bob.pid, signal.SIGCONT)
     connected(alice, bob)
-    wait(lambda: "good morning" in str(bob.json("msg", "inbox")), "the message arrives", alice, bob)
+    wait(lambda: "good morning" in str(bob.ask("/messaging/inbox")), "the message arrives", alice, bob)
     assert alice.json("ping", "bob", "--count", "1")
 
 
