@@ -18,6 +18,7 @@ from ..config import Config
 from ..errors import NetworkingError, StorageError
 from ..public_node import PublicNode
 from .app import require_token
+from .descriptors import allow_connections
 from .listener import open_listener
 from .log import configure_logging
 from .memory import keep_memory_private
@@ -43,6 +44,8 @@ def run_public_node(config: Config, *, on_ready: Callable[[dict[str, Any]], None
         log = configure_logging(config, foreground=True)
     except OSError as error:
         raise StorageError(f"The log {config.paths.log_file} cannot be written: {error.strerror}.") from error
+    if problem := allow_connections(config.public_node.max_connections):
+        _logger.warning("%s", problem)
     try:
         anyio.run(_run, config, on_ready, backend="trio")
     except Exception as error:

@@ -19,6 +19,7 @@ from anyio.abc import TaskStatus
 from ..config import Config
 from ..errors import AlreadyRunningError, NetworkingError, StorageError
 from .app import create_app, require_token
+from .descriptors import allow_connections
 from .listener import ApiListener, open_listener
 from .log import DaemonLog, configure_logging
 from .memory import give_back_memory, keep_memory_private
@@ -61,12 +62,16 @@ def run_node(
         log = configure_logging(config, foreground=foreground)
     except OSError as error:
         raise StorageError(f"The log {config.paths.log_file} cannot be written: {error.strerror}.") from error
+    if problem := allow_connections(config.connections.max_connections):
+        _logger.warning("%s", problem)
     try:
         _run_with_patience(partial(_run, config, tcp, on_ready, unlock, log), config)
     except Exception as error:
         cause = single_cause(error)
         if isinstance(cause, NetworkingError):
-            _logger.error("the node ends: %s", cause.detail, exc_info=error)
+            # What a person can put right needs no traceback between them and the reason.
+            _logger.error("the node ends: %s", cause.detail)
+            _logger.debug("where it ended", exc_info=error)
             raise cause from error
         _logger.exception("the node ends")
         reason = f"{type(cause).__name__}: {cause}".strip().removesuffix(".")
