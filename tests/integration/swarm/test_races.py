@@ -46,6 +46,9 @@ async def test_both_dial_at_once_and_a_stream_of_each_goes_on() -> None:
             twice += await both_dial(a, b)
 
     await in_rounds(one_round)
+    for _ in range(4):
+        if not twice:  # a machine with much else to do lets them begin apart
+            await in_rounds(one_round)
     assert twice, "Nowhere were there two connections at first: that is not the race that this test is about."
 
 
