@@ -33,6 +33,8 @@ PURE_SOURCES = ["python-baseconv", "varint"]
 FAST_TESTS = ["tests/unit", "tests/integration", "plugins"]
 # Tests of daemons mostly wait, so more workers than cores pay; a file stays on one worker with its fixtures.
 PYTEST = [PYTHON, "-m", "pytest", "-n", "4", "--dist", "loadfile"]
+# A test in its long form may take longer than any in its short one.
+LONG_PYTEST = [PYTHON, "-m", "pytest", "-o", "faulthandler_timeout=7200"]
 
 
 @nox.session
@@ -60,9 +62,7 @@ def swarm_long(session: nox.Session) -> None:
     """Run the swarm's tests under load for as long as they should: long pauses, 2,000 connections."""
     env = {"SDNET_LONG_TESTS": "1"}
     session.run(
-        PYTHON,
-        "-m",
-        "pytest",
+        *LONG_PYTEST,
         "tests/hostile/test_swarm_load.py",
         "tests/hostile/test_swarm_quic.py",
         *session.posargs,
@@ -74,7 +74,7 @@ def swarm_long(session: nox.Session) -> None:
 def pairing_hostile(session: nox.Session) -> None:
     """Run the hostile tests of pairing in full: 1,000 wrong attempts of 50 strangers, every frame flipped, captures."""
     tests = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/hostile/test_pairing_*.py"))
-    session.run(PYTHON, "-m", "pytest", "-s", *tests, *session.posargs, env={"SDNET_LONG_TESTS": "1"})
+    session.run(*LONG_PYTEST, "-s", *tests, *session.posargs, env={"SDNET_LONG_TESTS": "1"})
 
 
 @nox.session
@@ -138,14 +138,14 @@ def demo(session: nox.Session) -> None:
 def kills(session: nox.Session) -> None:
     """Kill nodes 50 times while messages flow: none lost, none twice."""
     test = "tests/hostile/test_message_kills.py"
-    session.run(PYTHON, "-m", "pytest", test, *session.posargs, env={"SDNET_TEST_KILLS": "50"})
+    session.run(*LONG_PYTEST, test, *session.posargs, env={"SDNET_TEST_KILLS": "50"})
 
 
 @nox.session
 def faults_files(session: nox.Session) -> None:
     """Kill daemons and cut links at 100 seeded moments of a transfer: it completes whole and leaves nothing behind."""
     test = "plugins/sdnet_file_transfer/tests/test_faults.py"
-    session.run(PYTHON, "-m", "pytest", "-v", test, *session.posargs, env={"SDNET_TEST_FAULTS": "100"})
+    session.run(*LONG_PYTEST, "-v", test, *session.posargs, env={"SDNET_TEST_FAULTS": "100"})
 
 
 @nox.session
@@ -154,7 +154,7 @@ def crash_store(session: nox.Session) -> None:
     env = {"SDNET_TEST_STORE_KILLS": "200", "SDNET_TEST_SYSCALLS": "all"}
     tests = ["crash", "syscalls", "disk_full"]
     files = [f"tests/hostile/test_storage_{name}.py" for name in tests]
-    session.run(PYTHON, "-m", "pytest", *files, *session.posargs, env=env)
+    session.run(*LONG_PYTEST, *files, *session.posargs, env=env)
 
 
 @nox.session
@@ -205,9 +205,7 @@ def simulate(session: nox.Session) -> None:
 def net(session: nox.Session) -> None:
     """Run the tests of daemons in network namespaces of their own; needs root, and here says so by failing."""
     session.run(
-        PYTHON,
-        "-m",
-        "pytest",
+        *LONG_PYTEST,
         "tests/e2e/net",
         *session.posargs,
         env={"SDNET_NET": "required", "SDNET_TEST_KILLS": "50", "SDNET_LONG_TESTS": "1"},
@@ -289,7 +287,7 @@ def _other_environment(session: nox.Session, name: str, python: str, *options: s
 def kills_sync(session: nox.Session) -> None:
     """Kill nodes 100 times while libraries and mirrors sync: nothing acknowledged is lost, all end up the same."""
     tests = ["plugins/sdnet_sync/tests/test_daemons.py", "plugins/sdnet_sync/tests/test_crash.py"]
-    session.run(PYTHON, "-m", "pytest", *tests, *session.posargs, env={"SDNET_SYNC_KILLS": "100"})
+    session.run(*LONG_PYTEST, *tests, *session.posargs, env={"SDNET_SYNC_KILLS": "100"})
 
 
 @nox.session
