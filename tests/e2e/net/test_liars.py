@@ -6,7 +6,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,8 @@ from tests.e2e.net.topologies import NODE_PORT, Machine, wait, why_not
 REASON = why_not()
 if os.environ.get("SDNET_NET") == "required" and REASON:
     raise RuntimeError(REASON)
-pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+# Among all tests, `test_pairing_lies.py`, `test_dht.py` and `test_relay.py` tell such lies within one process.
+pytestmark = pytest.mark.skipif(not LONG or bool(REASON), reason=REASON or "Part of nox -s net.")
 
 NOT_THERE = "The meeting points know no device with this code"
 NO_HELP = "The meeting points are of no help now: No meeting point answers"
@@ -35,7 +36,6 @@ RECORD_LIES = {
     "says nothing": NO_HELP,
 }
 RELAY_LIES = ("denies places", "connects to another", "swallows", "breaks circuits", "turns bits over", "repeats")
-LONG_ONLY = pytest.mark.skipif(not LONG, reason="Part of nox -s net.")
 
 
 class LyingNode:
@@ -194,18 +194,13 @@ def at_homes(make_node: MakeNode) -> Iterator[Cast]:
         stage.close()
 
 
-def some(lies: Iterable[str]) -> list[Any]:
-    """The lies, of which all but one are told by ``nox -s net`` only."""
-    return [lie if lie == "cuts records" else pytest.param(lie, marks=LONG_ONLY) for lie in lies]
-
-
-@pytest.mark.parametrize("lie", some(RECORD_LIES))
+@pytest.mark.parametrize("lie", RECORD_LIES)
 def test_a_node_that_lies_about_records(in_public: Cast, lie: str) -> None:
     in_public.fails_alone(lie, RECORD_LIES[lie])
     in_public.succeeds_besides(lie)
 
 
-@pytest.mark.parametrize("lie", some(RELAY_LIES))
+@pytest.mark.parametrize("lie", RELAY_LIES)
 def test_a_relay_that_lies(at_homes: Cast, lie: str) -> None:
     at_homes.fails_alone(lie, NOT_REACHED)
     at_homes.succeeds_besides(lie)
