@@ -162,7 +162,7 @@ async def test_revoking_cuts_everything_at_once_and_tells_the_other_side() -> No
         await outbound.send(b"x")
         await until(lambda: plugin_of(b).waiting.running == 1)
         async with a.subscribe_events(["device-revoked", "device-removed", "connection-lost"]) as events:
-            with anyio.fail_after(1):
+            with anyio.fail_after(30):
                 await a.revoke_device(b_id)
                 assert plugin_of(a).waiting.running == 0
                 for stream in (inbound, outbound):
