@@ -421,6 +421,9 @@ class SealedStream(SwarmStream):
     async def _fill(self) -> None:
         missing = 0 if self._body is None else len(self._body) - self._filled
         try:
+            if self._body is not None and missing >= _LARGE_BYTES:
+                self._filled += await self._inner.receive_into(memoryview(self._body)[self._filled :])
+                return
             chunk = await self._inner.receive(max(missing, _READ_BYTES))
         except anyio.EndOfStream:
             raise ProtocolError("The stream was cut off.") from None

@@ -122,6 +122,15 @@ class SwarmStream(ByteStream):
     def generation(self) -> int:
         """The :attr:`Connected.generation` of the connection the stream runs on."""
 
+    async def receive_into(self, buffer: memoryview) -> int:
+        """Receive at least one byte, and as many as are here and fit. Raises what ``receive()`` does.
+
+        :returns: how many were written to the start of ``buffer``.
+        """
+        data = await self.receive(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
     @abstractmethod
     async def reset(self) -> None:
         """End the stream in both directions at once; what was not delivered is dropped.

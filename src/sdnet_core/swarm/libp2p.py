@@ -90,12 +90,15 @@ class Libp2pStream(SwarmStream):
         with self._reading:
             try:
                 return await self._muxed.read(max_bytes)
-            except MuxedStreamEOF:
-                raise anyio.EndOfStream from None
-            except MuxedStreamClosed:
-                raise anyio.ClosedResourceError from None
-            except MuxedStreamReset as exc:
-                raise anyio.BrokenResourceError(str(exc)) from exc
+            except (MuxedStreamEOF, MuxedStreamClosed, MuxedStreamReset) as exc:
+                raise _ended(exc) from exc
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        with self._reading:
+            try:
+                return await self._muxed.read_into(buffer)
+            except (MuxedStreamEOF, MuxedStreamClosed, MuxedStreamReset) as exc:
+                raise _ended(exc) from exc
 
     async def send(self, item: bytes) -> None:
         with self._writing:
@@ -124,6 +127,13 @@ class Libp2pStream(SwarmStream):
             self._closed = True
             self._muxed.abort()
             self._muxed.close_read()
+
+
+def _ended(exc: MuxedStreamError) -> Exception:
+    """Why nothing can be received any more, as anyio says it."""
+    if isinstance(exc, MuxedStreamEOF):
+        return anyio.EndOfStream()
+    return anyio.ClosedResourceError() if isinstance(exc, MuxedStreamClosed) else anyio.BrokenResourceError(str(exc))
 
 
 class Libp2pSwarm(Swarm):

@@ -36,6 +36,16 @@ class MuxedStream(IMuxedStream):
         What was written is sent first, what was not read is dropped.
         """
 
+    async def read_into(self, buffer: memoryview) -> int:
+        """Receive at least one byte, and as many as are here and fit.
+
+        :returns: how many.
+        :raises MuxedStreamError: as ``read``.
+        """
+        data = await self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
     async def __aenter__(self) -> MuxedStream:
         return self
 

@@ -12,6 +12,7 @@ from sdnet_core.swarm import _fastecdsa as _fastecdsa
 # isort: split
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import trio
@@ -32,15 +33,16 @@ from multiaddr import Multiaddr
 from ..ciphers import aes_is_faster
 from .noise_core import MAX_PLAINTEXT_BYTES, PREFIX_BYTES, TAG_BYTES, NoiseError, Sealer
 from .noise_handshake import Established, NoiseHandshake, make_payload
+from .tcp import limit_unsent
 
 __all__ = ["PROTOCOL_ID", "NoiseSession", "NoiseTransport"]
 
 PROTOCOL_ID = TProtocol("/noise")
 
 _HANDSHAKE_RECEIVE_BYTES = 8192
-_RECEIVE_BYTES = 256 * 1024
-_BUFFER_BYTES = 4 * (PREFIX_BYTES + MAX_PLAINTEXT_BYTES + TAG_BYTES)
-"""What is sealed and sent at a time: four messages of the largest size."""
+_BUFFER_BYTES = 8 * (PREFIX_BYTES + MAX_PLAINTEXT_BYTES + TAG_BYTES)
+"""What is sealed and sent at a time: eight messages of the largest size."""
+_RECEIVE_BYTES = _BUFFER_BYTES
 _SMALL_BYTES = 16 * 1024
 _MAX_SPARE_BUFFERS = 4
 
@@ -54,6 +56,10 @@ class _Wire(Protocol):
 
     async def send_some(self, data: memoryview) -> int:
         """Send at least one byte and return how many. Cancelling leaves it clear how many were sent."""
+        ...
+
+    def limit_unsent(self, max_bytes: int) -> None:
+        """Have the system take no more than so many bytes that it cannot send yet, if it can be told."""
         ...
 
 
@@ -80,6 +86,10 @@ class _SocketWire:
         except (OSError, trio.ClosedResourceError) as exc:
             raise ConnectionClosedError(f"The connection was lost: {exc}.", transport="tcp") from exc
 
+    def limit_unsent(self, max_bytes: int) -> None:
+        with suppress(OSError):  # closed, or no TCP
+            limit_unsent(self._socket, max_bytes)
+
 
 class _ConnectionWire:
     """Any other raw connection: nobody knows what a cancelled write has sent, so there is none after it."""
@@ -99,6 +109,9 @@ class _ConnectionWire:
         await self._connection.write(bytes(data))
         self._torn = False
         return len(data)
+
+    def limit_unsent(self, max_bytes: int) -> None:
+        pass
 
 
 def _wire(connection: IRawConnection) -> _Wire:
@@ -214,6 +227,10 @@ class NoiseSession(BaseSession):
         if self._buffer is not None:
             self._buffers.give_back(self._buffer)
             self._buffer = None
+
+    def limit_unsent(self, max_bytes: int) -> None:
+        """Have the system take no more than so many bytes that it cannot send yet, if it can be told."""
+        self._wire.limit_unsent(max_bytes)
 
     async def read(self, n: int | None = None) -> bytes:
         """Receive at least one and at most ``n`` bytes, from one message; none when the other side has closed.

@@ -22,14 +22,14 @@ from libp2p.transport.exceptions import OpenConnectionError
 from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
 
-__all__ = ["FROM_PORTS", "TcpTransport", "open_tcp", "prepare_socket", "resolve"]
+__all__ = ["FROM_PORTS", "TcpTransport", "limit_unsent", "open_tcp", "prepare_socket", "resolve"]
 
 FROM_PORTS: ContextVar[dict[int, int] | None] = ContextVar("FROM_PORTS", default=None)
 """Ports that dials in this context leave from, by IP version; any other port when None."""
 
 _UNSENT_BYTES = 128 * 1024
-"""What the kernel may hold of a TCP connection without having sent it; what is sent next waits for that. trio's 16 KiB
-are less than what a fast line takes while a task is being woken."""
+"""What the kernel may hold of a TCP connection unsent, until the multiplexer knows how fast the line is;
+what is sent next waits for that. trio's 16 KiB are less than what a fast line takes while a task is being woken."""
 _TAKEN = {errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM, errno.EINVAL}
 
 
@@ -104,6 +104,15 @@ async def open_tcp(version: int, host: str, port: int, *, from_port: int = 0) ->
         raise
 
 
+def limit_unsent(tcp: trio.socket.SocketType, max_bytes: int) -> None:
+    """Have the kernel take no more than so many bytes that it cannot send yet, where it can be told.
+
+    :raises OSError: it is no TCP connection, or closed.
+    """
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, max_bytes)
+
+
 def prepare_socket(raw: Any) -> None:
     """Set a TCP connection up.
 
@@ -117,8 +126,7 @@ def prepare_socket(raw: Any) -> None:
         return
     try:
         peer = tcp.getpeername()
-        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-            tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+        limit_unsent(tcp, _UNSENT_BYTES)
     except OSError:
         return
     stream._cached_remote_address = (str(peer[0]), int(peer[1]))

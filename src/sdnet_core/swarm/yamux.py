@@ -41,7 +41,7 @@ _FLUSH_S = 0.25
 _MAX_UNACKNOWLEDGED = 256
 """Streams of ours that the peer may have left unanswered; other implementations refuse more."""
 _MIN_BATCH_BYTES = 16 * 1024
-_MAX_BATCH_BYTES = 4 * MAX_PAYLOAD_BYTES
+_MAX_BATCH_BYTES = MAX_PAYLOAD_BYTES
 _SLOW_SEND_S = 0.005
 """A batch that takes longer to hand over was too large: what comes next has to wait for all of it."""
 
@@ -228,10 +228,7 @@ class Yamux(MuxedConnection):
                 began = trio.current_time()
                 await self._send(pieces)
                 self._writing = False
-                if trio.current_time() - began > _SLOW_SEND_S:
-                    self._batch_bytes = max(_MIN_BATCH_BYTES, self._batch_bytes // 2)
-                else:
-                    self._batch_bytes = min(_MAX_BATCH_BYTES, self._batch_bytes * 2)
+                self._adapt_batches(slow=trio.current_time() - began > _SLOW_SEND_S)
         except Exception as exc:
             # What the peer has said before it went, and perhaps why, is still being read.
             with trio.move_on_after(_FLUSH_S):
@@ -239,6 +236,13 @@ class Yamux(MuxedConnection):
             self.core.fail(f"The connection was lost while sending ({_name(exc)}).")
         finally:
             scope.cancel()
+
+    def _adapt_batches(self, *, slow: bool) -> None:
+        before = self._batch_bytes
+        self._batch_bytes = max(_MIN_BATCH_BYTES, before // 2) if slow else min(_MAX_BATCH_BYTES, before * 2)
+        if self._batch_bytes != before and isinstance(self.secured_conn, NoiseSession):
+            # What the kernel holds is waited for as well.
+            self.secured_conn.limit_unsent(self._batch_bytes)
 
     async def _send(self, pieces: Sequence[Buffer]) -> None:
         if isinstance(self.secured_conn, NoiseSession):

@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 
 from .yamux_frames import (
     ACK,
+    BATCH_MESSAGES,
     DATA,
     FIN,
     GO_AWAY,
@@ -197,7 +198,7 @@ class YamuxCore(Generic[S]):
             self._bulk.append(stream)
         self.on_output()
 
-    def next_output(self, max_bytes: int = 4 * MAX_PAYLOAD_BYTES) -> list[Buffer]:
+    def next_output(self, max_bytes: int = MAX_PAYLOAD_BYTES) -> list[Buffer]:
         """What to send next, in pieces of at most 65,519 bytes: each fits one Noise message.
 
         :param max_bytes: about how much it may be; control frames and one small frame of each waiting stream may
@@ -209,19 +210,21 @@ class YamuxCore(Generic[S]):
             out.add(self._control.popleft())
         while self._fresh and len(out.small) < _FRESH_BYTES and out.total < max_bytes:
             self._take_turn(self._fresh.popleft(), min(_FRESH_BYTES, max_bytes), out)
+        turn = NOISE_PLAINTEXT_BYTES * max(1, BATCH_MESSAGES // max(1, len(self._bulk)))
         while self._bulk and out.total < max_bytes:
-            self._take_turn(self._bulk.popleft(), min(MAX_PAYLOAD_BYTES, max_bytes - out.total), out)
+            self._take_turn(self._bulk.popleft(), min(turn, MAX_PAYLOAD_BYTES, max_bytes - out.total), out)
         if was_full and self.queued_bytes < MAX_QUEUED_BYTES:
             for stream in self.streams.values():
                 stream.writable()
         return out.finish()
 
     def _take_turn(self, stream: StreamCore, quantum: int, out: _Output) -> None:
-        payload = stream.take_pending(quantum, _JOIN_BYTES)
-        if payload:
-            self.queued_bytes -= len(payload)
-            out.add(HEADER.pack(0, DATA, 0, stream.stream_id, len(payload)))
-            out.add(payload)
+        size = min(quantum, stream.pending_bytes)
+        if size:
+            self.queued_bytes -= size
+            out.add(HEADER.pack(0, DATA, 0, stream.stream_id, size))
+            for piece in stream.take_pending(size):
+                out.add(piece)
         if stream.pending_bytes:
             self._bulk.append(stream)
             return
@@ -364,15 +367,19 @@ class _Output:
         self.total = 0
 
     def add(self, data: Buffer) -> None:
-        self.total += len(data)
-        if len(data) <= _JOIN_BYTES and len(self.small) + len(data) <= NOISE_PLAINTEXT_BYTES:
+        size = len(data)
+        self.total += size
+        if size <= _JOIN_BYTES:
+            if len(self.small) + size > NOISE_PLAINTEXT_BYTES:
+                self._end_small()
             self.small += data
             return
         self._end_small()
-        if len(data) <= _JOIN_BYTES:
-            self.small += data
-        else:
+        if size <= NOISE_PLAINTEXT_BYTES:
             self.pieces.append(data)
+            return
+        view = memoryview(data)
+        self.pieces += [view[at : at + NOISE_PLAINTEXT_BYTES] for at in range(0, size, NOISE_PLAINTEXT_BYTES)]
 
     def _end_small(self) -> None:
         if self.small:

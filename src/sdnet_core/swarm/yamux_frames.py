@@ -27,9 +27,10 @@ NOISE_PLAINTEXT_BYTES = 65_519
 """Most plaintext in one Noise message: 65,535 bytes less the 16 of the authentication tag."""
 NOISE_OVERHEAD_BYTES = 18
 """What a Noise message adds to its plaintext: length and authentication tag."""
-MAX_PAYLOAD_BYTES = NOISE_PLAINTEXT_BYTES - HEADER_BYTES - NOISE_OVERHEAD_BYTES
-"""Largest payload we send: four of them, each with its header in a message of its own, are as long as four full
-messages, which is what a Noise session seals and sends at a time."""
+BATCH_MESSAGES = 8
+"""So many full Noise messages are sealed and sent at a time."""
+MAX_PAYLOAD_BYTES = BATCH_MESSAGES * NOISE_PLAINTEXT_BYTES - HEADER_BYTES - NOISE_OVERHEAD_BYTES
+"""Largest payload we send: with its header in a message of its own it is as long as what is sealed at a time."""
 
 
 class YamuxError(Exception):

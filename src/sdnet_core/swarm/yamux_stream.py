@@ -52,18 +52,32 @@ class YamuxStream(StreamCore, MuxedStream):
         :raises MuxedStreamClosed: we have closed it for reading.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        while True:
-            if self._read_closed:
-                raise MuxedStreamClosed("The stream is closed for reading.")
-            if data := self.take(n):
-                await self._yield(len(data))
-                return data
-            if self._fin_received:
-                raise MuxedStreamEOF("The other side has ended the stream.")
-            if self._broken is not None:
-                raise MuxedStreamReset(self._broken)
-            self._unyielded = 0
-            await self._readers.park()
+        while not (data := self.take(n)):
+            await self._await_data()
+        await self._yield(len(data))
+        return data
+
+    async def read_into(self, buffer: memoryview) -> int:
+        """Receive at least one byte, and as many as are here and fit.
+
+        :returns: how many.
+        :raises MuxedStreamError: as :meth:`read`.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not (count := self.take_into(buffer)):
+            await self._await_data()
+        await self._yield(count)
+        return count
+
+    async def _await_data(self) -> None:
+        if self._read_closed:
+            raise MuxedStreamClosed("The stream is closed for reading.")
+        if self._fin_received:
+            raise MuxedStreamEOF("The other side has ended the stream.")
+        if self._broken is not None:
+            raise MuxedStreamReset(self._broken)
+        self._unyielded = 0
+        await self._readers.park()
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of ``data``. Cancelling sends some of it, in whole frames, and leaves the stream usable.
@@ -83,7 +97,7 @@ class YamuxStream(StreamCore, MuxedStream):
             size = len(left)
             if not size:
                 break
-            room = self.room
+            room = self.room_for(size)
             if not room:
                 self._unyielded = 0
                 await self._writers.park()

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from .yamux_frames import FIN, INITIAL_WINDOW, MAX_SEND_WINDOW, MAX_WINDOW, RST, WINDOW_UPDATE
+from .yamux_frames import FIN, INITIAL_WINDOW, MAX_PAYLOAD_BYTES, MAX_SEND_WINDOW, MAX_WINDOW, RST, WINDOW_UPDATE
 
 if TYPE_CHECKING:
     from .yamux_core import YamuxCore
 
 __all__ = ["MAX_QUEUED_BYTES", "StreamCore"]
 
-_MAX_PENDING_BYTES = 256 * 1024
+_MAX_PENDING_BYTES = MAX_PAYLOAD_BYTES
 """What a stream may have taken from its user and not sent."""
+_FULL_BYTES = _MAX_PENDING_BYTES // 2
+"""While more than this waits, a user with more than there is room for waits: it goes on in few large pieces."""
 _MAX_CROWDED_PENDING_BYTES = 16 * 1024
 """The same where all streams of the connection together have taken much."""
 _CROWDED_BYTES = 1024 * 1024
@@ -109,34 +111,28 @@ class StreamCore:
             self.is_queued = True
             self.core.queue_stream(self)
 
-    def take_pending(self, max_bytes: int, join_bytes: int) -> bytes | memoryview:
-        """The payload of the next frame: one large piece, or small ones joined."""
-        if not self._pending:
-            return b""
-        first = self._pending[0]
-        if len(first) >= min(join_bytes, self.pending_bytes):
-            if len(first) <= max_bytes:
-                payload = self._pending.popleft()
+    def room_for(self, size: int) -> int:
+        """How much to take of ``size`` bytes now; 0 to wait until :meth:`writable` is called."""
+        room = self.room
+        return 0 if room < size and self.pending_bytes > _FULL_BYTES else min(room, size)
+
+    def take_pending(self, max_bytes: int) -> list[bytes | memoryview]:
+        """The payload of the next frame, in pieces as they were put."""
+        left = min(max_bytes, self.pending_bytes)
+        self.pending_bytes -= left
+        pieces: list[bytes | memoryview] = []
+        while left:
+            piece = self._pending[0]
+            if len(piece) > left:
+                view = memoryview(piece)
+                piece, self._pending[0] = view[:left], view[left:]
             else:
-                view = memoryview(first)
-                payload, self._pending[0] = view[:max_bytes], view[max_bytes:]
-        else:
-            joined: list[bytes | memoryview] = []
-            size = 0
-            limit = min(join_bytes, max_bytes)
-            while self._pending and size < limit:
-                piece = self._pending[0]
-                if size + len(piece) > limit:
-                    view = memoryview(piece)
-                    piece, self._pending[0] = view[: limit - size], view[limit - size :]
-                else:
-                    self._pending.popleft()
-                joined.append(piece)
-                size += len(piece)
-            payload = b"".join(joined)
-        self.pending_bytes -= len(payload)
-        self.writable()
-        return payload
+                self._pending.popleft()
+            pieces.append(piece)
+            left -= len(piece)
+        if self.pending_bytes <= _FULL_BYTES:
+            self.writable()
+        return pieces
 
     def finish(self) -> None:
         """End our direction after everything taken so far."""
@@ -190,11 +186,33 @@ class StreamCore:
         else:
             data = bytes(memoryview(chunk)[self._head : self._head + max_bytes])
             self._head += max_bytes
-        self._consumed += len(data)
-        self.count_unread(-len(data))
+        self._taken(len(data))
+        return data
+
+    def take_into(self, target: memoryview) -> int:
+        """Fill a buffer with what has come in, as far as that goes.
+
+        :returns: how many bytes.
+        """
+        done = 0
+        while self._chunks and done < len(target):
+            chunk = self._chunks[0]
+            count = min(len(chunk) - self._head, len(target) - done)
+            target[done : done + count] = memoryview(chunk)[self._head : self._head + count]
+            done += count
+            self._head += count
+            if self._head == len(chunk):
+                self._chunks.popleft()
+                self._head = 0
+        if done:
+            self._taken(done)
+        return done
+
+    def _taken(self, size: int) -> None:
+        self._consumed += size
+        self.count_unread(-size)
         if self._consumed * 2 >= self._target_window and not self._fin_received and self._broken is None:
             self._grant()
-        return data
 
     def _grant(self) -> None:
         """Tell the peer about the room that reading has made, and grow the window if that is what it waits for."""

@@ -11,7 +11,9 @@ import pytest
 import trio
 import trio.testing
 
+from sdnet_core.swarm.noise import NoiseSession
 from sdnet_core.swarm.yamux import Yamux, YamuxStream
+from sdnet_core.swarm.yamux_frames import MAX_PAYLOAD_BYTES
 
 # isort: split
 from libp2p.stream_muxer.exceptions import (
@@ -159,18 +161,23 @@ async def test_frames_in_pieces_of_any_size() -> None:
         assert await rest(stream) == (b"helloend", MuxedStreamEOF)
 
 
-async def test_no_frame_is_larger_than_a_noise_message() -> None:
-    async with raw() as (conn, peer):
-        stream = await conn.open_stream()
-        await peer.frame()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(stream.write, bytes(200_000))
-            received = 0
-            while received < 200_000:
-                kind, _, _, length, _ = await peer.frame()
-                assert kind == DATA
-                assert length + HEADER.size <= 65_519
-                received += length
+async def test_what_is_sent_at_a_time_follows_the_line_and_the_system_holds_no_more() -> None:
+    class Told(NoiseSession):
+        def __init__(self) -> None:  # no connection is needed
+            self.is_initiator = True
+            self.limits: list[int] = []
+
+        def limit_unsent(self, max_bytes: int) -> None:
+            self.limits.append(max_bytes)
+
+    session = Told()
+    conn = Yamux(session, "peer")  # type: ignore[arg-type]
+    for _ in range(10):
+        conn._adapt_batches(slow=True)
+    assert session.limits == [32_768, 16_384]
+    for _ in range(10):
+        conn._adapt_batches(slow=False)
+    assert session.limits[2:] == [*(1 << power for power in range(15, 19)), MAX_PAYLOAD_BYTES]
 
 
 async def test_a_writer_waits_for_the_window_as_long_as_it_takes() -> None:

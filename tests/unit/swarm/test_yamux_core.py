@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdnet_core.swarm.yamux_core import YamuxCore
-from sdnet_core.swarm.yamux_frames import GO_AWAY_PROTOCOL_ERROR, INITIAL_WINDOW, MAX_PAYLOAD_BYTES, MAX_WINDOW
+from sdnet_core.swarm.yamux_frames import (
+    GO_AWAY_PROTOCOL_ERROR,
+    INITIAL_WINDOW,
+    MAX_PAYLOAD_BYTES,
+    MAX_WINDOW,
+    NOISE_PLAINTEXT_BYTES,
+)
 from sdnet_core.swarm.yamux_window import StreamCore
 
 DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
@@ -45,7 +51,7 @@ def make(initiator: bool, clock: Callable[[], float], **options: int) -> Side:
     return side
 
 
-def output(core: YamuxCore[StreamCore], max_bytes: int = 4 * MAX_PAYLOAD_BYTES) -> bytes:
+def output(core: YamuxCore[StreamCore], max_bytes: int = MAX_PAYLOAD_BYTES) -> bytes:
     pieces = core.next_output(max_bytes)
     assert all(0 < len(piece) <= 65_519 for piece in pieces)
     return b"".join(pieces)
@@ -115,7 +121,11 @@ class Model:
     def take(self, side: int) -> None:
         stream = self.some_stream(side)
         if stream is not None:
-            data = stream.take(self.random.choice([None, 1, 1000, 65536]))
+            if self.random.randrange(2):
+                data = stream.take(self.random.choice([None, 1, 1000, 65536]))
+            else:
+                buffer = bytearray(self.random.choice([1, 1000, 65536, 400_000]))
+                data = bytes(buffer[: stream.take_into(memoryview(buffer))])
             self.channels[1 - side, stream.stream_id].received += data
 
     def finish(self, side: int) -> None:
@@ -131,9 +141,7 @@ class Model:
             self.reset.add(stream.stream_id)
 
     def send(self, side: int) -> None:
-        self.sides[1 - side].wire += output(
-            self.sides[side].core, self.random.choice([1, 20_000, 4 * MAX_PAYLOAD_BYTES])
-        )
+        self.sides[1 - side].wire += output(self.sides[side].core, self.random.choice([1, 20_000, MAX_PAYLOAD_BYTES]))
 
     def deliver(self, side: int) -> None:
         here = self.sides[side]
@@ -278,6 +286,39 @@ def test_bulk_streams_take_turns() -> None:
     streams = filled(core, 4)
     order = [stream_id for kind, _, stream_id, _ in frames(output(core) + output(core)) if kind == DATA]
     assert order == [stream.stream_id for stream in streams] * 2
+
+
+def test_a_large_frame_takes_no_more_noise_messages_than_it_must() -> None:
+    core = make(True, Clock()).core
+    output(core)
+    filled(core, 1)
+    output(core, 1)  # that it is opened
+    sizes = [len(piece) for piece in core.next_output()]
+    assert sum(sizes) == INITIAL_WINDOW + HEADER.size - 1
+    assert sizes == [HEADER.size, *[NOISE_PLAINTEXT_BYTES] * 4, sizes[-1]]
+
+
+def test_a_writer_goes_on_in_large_pieces() -> None:
+    woken = 0
+
+    class Recording(StreamCore):
+        def writable(self) -> None:
+            nonlocal woken
+            woken += 1
+
+    core: YamuxCore[StreamCore] = YamuxCore(True, lambda number: Recording(core, number), Clock())
+    stream = core.open()
+    stream.credit(4 * MIB)
+    stream.put(bytes(stream.room))
+    woken = 0
+    sent = 0
+    while stream.pending_bytes > MAX_PAYLOAD_BYTES // 2:
+        assert (stream.room_for(MIB), woken) == (0, 0)
+        assert stream.room_for(sent) == sent  # what fits whole need not wait
+        sent += 60_000
+        core.next_output(60_000)
+    assert woken == 1
+    assert stream.room_for(MIB) == stream.room >= MAX_PAYLOAD_BYTES // 2
 
 
 def test_a_stream_of_small_messages_does_not_starve_a_bulk_one() -> None:

@@ -27,7 +27,7 @@ __all__ = ["Cancelled", "Paused", "SendOutcome", "Sending"]
 _BUFFERS = 6
 """Records in memory at once: some being read and hashed, some waiting, one being sealed and sent."""
 _FILLED_AT_ONCE = 3
-"""Most records read and hashed by one call into a thread."""
+"""Records read and hashed by one call into a thread; as many others are sent meanwhile."""
 _LAST_WORDS_S = 1.0
 
 
@@ -186,10 +186,10 @@ class Sending(Conversation):
         with take_empty, give_full, contextlib.suppress(anyio.BrokenResourceError):  # nobody sends any more
             async for buffer in take_empty:
                 buffers = [buffer]
-                # None is free just now, or none will be any more, since a cancelled transfer sends nothing further.
-                with contextlib.suppress(anyio.WouldBlock, anyio.EndOfStream):
+                # As many as are not waiting to be sent. None will be free any more once a transfer is cancelled.
+                with contextlib.suppress(anyio.EndOfStream):
                     while len(buffers) < _FILLED_AT_ONCE:
-                        buffers.append(take_empty.receive_nowait())
+                        buffers.append(await take_empty.receive())
                 room = m.MAX_RECORD_BYTES if self._throttle is None else self._throttle.record_bytes
                 filled_all = await self._run_blocking(self._fill_and_pack, reader, buffers, room)
                 for buffer, (packed, filled) in zip(buffers, filled_all, strict=False):
