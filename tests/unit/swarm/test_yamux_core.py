@@ -290,11 +290,10 @@ def test_bulk_streams_take_turns() -> None:
 
 def test_a_large_frame_takes_no_more_noise_messages_than_it_must() -> None:
     core = make(True, Clock()).core
-    output(core)
     filled(core, 1)
-    output(core, 1)  # that it is opened
+    assert next(frames(output(core, 1)))[:2] == (WINDOW_UPDATE, SYN)
     sizes = [len(piece) for piece in core.next_output()]
-    assert sum(sizes) == INITIAL_WINDOW + HEADER.size - 1
+    assert sum(sizes) == INITIAL_WINDOW + HEADER.size
     assert sizes == [HEADER.size, *[NOISE_PLAINTEXT_BYTES] * 4, sizes[-1]]
 
 
@@ -311,11 +310,9 @@ def test_a_writer_goes_on_in_large_pieces() -> None:
     stream.credit(4 * MIB)
     stream.put(bytes(stream.room))
     woken = 0
-    sent = 0
     while stream.pending_bytes > MAX_PAYLOAD_BYTES // 2:
         assert (stream.room_for(MIB), woken) == (0, 0)
-        assert stream.room_for(sent) == sent  # what fits whole need not wait
-        sent += 60_000
+        assert stream.room_for(stream.room) == stream.room  # what fits whole need not wait
         core.next_output(60_000)
     assert woken == 1
     assert stream.room_for(MIB) == stream.room >= MAX_PAYLOAD_BYTES // 2
@@ -383,7 +380,7 @@ def test_windows_grow_to_what_fits_the_line(rtt_s: float, mib_per_s: float) -> N
 def test_windows_stay_small_where_a_round_trip_takes_no_time() -> None:
     stream, _ = transfer(0.0001, 400 * MIB, 200 * MIB)
     # The round trip is measured with what else is on the line, but never with a whole window of it.
-    assert stream._target_window <= 4 * MIB
+    assert stream._target_window <= 5 * MIB
 
 
 def test_windows_have_a_bound_and_so_have_those_of_a_connection() -> None:
