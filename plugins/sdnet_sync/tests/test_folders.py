@@ -45,7 +45,10 @@ async def same(*roots: Path, within_s: float = 30.0) -> dict[str, bytes]:
     """Wait until folders hold the same files."""
 
     async def equal() -> bool:
-        first, *others = map(tree, roots)
+        try:
+            first, *others = map(tree, roots)
+        except FileNotFoundError:  # something was deleted while we looked
+            return False
         return all(other == first for other in others)
 
     await eventually(equal, within_s=within_s)
@@ -62,7 +65,10 @@ async def holds(root: Path, wanted: Mapping[str, bytes | str], *, within_s: floa
 
 
 async def _is(root: Path, expected: Mapping[str, bytes]) -> bool:
-    return tree(root) == expected
+    try:
+        return tree(root) == expected
+    except FileNotFoundError:  # something was deleted while we looked
+        return False
 
 
 @asynccontextmanager

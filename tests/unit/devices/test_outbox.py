@@ -136,13 +136,13 @@ async def test_bounds_for_one_device_and_for_all(tmp_path: Path) -> None:
         first = await box.put()
         for _ in range(2):
             await box.put()
-        with pytest.raises(RefusedError, match="3 messages with 3 bytes wait"):
+        with pytest.raises(RefusedError, match="3 messages with 3 bytes for it"):
             await box.put()
         with pytest.raises(RefusedError, match="full"):
             await box.put(bytes(101), TABLET)
         await box.put(bytes(100), TABLET)
         await box.outbox.cancel(first)
-        with pytest.raises(RefusedError, match="3 messages with 102 bytes wait for 2 devices"):
+        with pytest.raises(RefusedError, match="3 messages with 102 bytes for 2 devices"):
             await box.put(bytes(60))
         await box.put(bytes(40))
 

@@ -76,10 +76,11 @@ def remove_tree(name: str, *, below: int) -> None:
 
 def write_all(descriptor: int, data: memoryview, offset: int) -> None:
     """Write all of ``data`` at ``offset``."""
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data = data[written:]
-        offset += written
+    done = 0
+    while done < len(data):
+        # Let go of at once, also when an error keeps this frame alive, so that what it shows can be closed.
+        with data[done:] as rest:
+            done += os.pwrite(descriptor, rest, offset + done)
 
 
 def free_bytes(descriptor: int) -> int:

@@ -121,17 +121,17 @@ class PartWriter:
     def _write_pages(self, block: _Block) -> None:
         """Write all whole pages of a block."""
         whole = block.used - block.used % PAGE_BYTES
-        with memoryview(block.memory) as view:
-            while block.written < whole:
+        while block.written < whole:
+            # Both views are let go of, also when an error keeps this frame alive: else the memory could not be closed.
+            with memoryview(block.memory) as view, view[block.written : whole] as rest:
+                position = block.position + block.written
                 try:
-                    block.written += os.pwrite(
-                        self.descriptor, view[block.written : whole], block.position + block.written
-                    )
+                    block.written += os.pwrite(self.descriptor, rest, position)
                 except OSError as error:
                     if error.errno not in _REFUSED:
                         raise
                     self._set_direct(False)
-                    write_all(self.descriptor, view[block.written : whole], block.position + block.written)
+                    write_all(self.descriptor, rest, position)
                     block.written = whole
 
     def flush(self) -> None:
@@ -147,8 +147,8 @@ class PartWriter:
         if front.written == front.used:
             return
         self._set_direct(False)
-        with memoryview(front.memory) as view:
-            write_all(self.descriptor, view[front.written : front.used], front.position + front.written)
+        with memoryview(front.memory) as view, view[front.written : front.used] as rest:
+            write_all(self.descriptor, rest, front.position + front.written)
         self._position = front.position + front.used
         self._release()
 
