@@ -244,4 +244,6 @@ def test_a_killed_daemon_is_soon_back(paired: tuple[Node, Node], switch: Switch,
     wait_connected(*paired, timeout_s=20)
     paired[killed].kill9()
     start(paired[killed], switch.machines[killed])
-    print(f"connected again {wait_connected(*paired, timeout_s=60):.2f} s after the start; to be at most 3 s")
+    print(  # noqa: T201 - seen with -s
+        f"connected again {wait_connected(*paired, timeout_s=60):.2f} s after the start; to be at most 3 s"
+    )
