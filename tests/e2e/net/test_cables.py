@@ -163,7 +163,7 @@ def frozen(node: Node) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("sleeper", [0, 1])
+@pytest.mark.parametrize("sleeper", [0, 1] if "SDNET_LONG_TESTS" in os.environ else [1])
 def test_a_machine_that_sleeps_is_missed_and_there_again_when_it_wakes(paired: tuple[Node, Node], sleeper: int) -> None:
     wait_connected(*paired, timeout_s=60)
     asleep, awake = paired[sleeper], paired[1 - sleeper]
