@@ -12,7 +12,8 @@ import stat
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,10 @@ def test_start_status_stop(node: Any) -> None:
         assert expected in as_text
     assert node.json("devices") == []
 
-    again = node.run("start", expect=1)
-    assert "already running" in again.stderr
-    assert str(shown["pid"]) in again.stderr
-    assert "Traceback" not in again.stderr
+    twice = node.run("start", expect=1)
+    assert "already running" in twice.stderr
+    assert str(shown["pid"]) in twice.stderr
+    assert "Traceback" not in twice.stderr
     assert node.json("status")["pid"] == shown["pid"]
 
     node.run("stop")
@@ -63,8 +64,12 @@ def test_start_status_stop(node: Any) -> None:
     assert ended(shown["pid"])
     assert not node.socket.exists()
     assert node.run("stop", expect=3).stdout == ""
-    assert node.json("start")["peer_id"] == shown["peer_id"]
+
+    again = node.json("start")
+    assert again["peer_id"] == shown["peer_id"]
+    node.socket.unlink()  # it stops also when its local API is dead
     node.run("stop")
+    assert ended(again["pid"])
 
 
 def test_what_lies_on_disk_is_private(running: Any) -> None:
@@ -113,11 +118,25 @@ def test_signals_stop_it_cleanly(node: Any, number: signal.Signals) -> None:
     assert "Traceback" not in node.log().partition("ready")[2]
 
 
-def test_it_starts_again_after_a_kill(node: Any) -> None:
+@contextmanager
+def stranger() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has nothing to do with a node."""
+    process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.communicate()
+
+
+def test_it_starts_again_after_a_kill_and_a_stop_spares_who_has_its_process_id_now(node: Any) -> None:
     before = node.start()
     node.kill9()
     assert node.socket.exists()  # the kill left it behind
     assert "No node is running" in node.run("status", expect=3).stderr
+    with stranger() as other:  # that has got the process id which the killed one has left in its lock
+        node.config.paths.lock_file.write_text(f"{other.pid}\n")
+        node.run("stop", expect=3)
+        assert other.poll() is None
     after = node.start()
     assert after["peer_id"] == before["peer_id"]
     assert after["pid"] != before["pid"]
@@ -142,25 +161,6 @@ def test_a_very_long_home(make_node: Any, tmp_path: Path) -> None:
     node.start()
     assert node.json("status")["data"] == str(node.data)
     node.stop()
-
-
-def test_stop_when_the_local_api_is_dead(node: Any) -> None:
-    pid = node.start()["pid"]
-    node.socket.unlink()
-    node.run("stop")
-    assert ended(pid)
-
-
-def test_stop_spares_a_stranger_with_the_old_process_id(node: Any) -> None:
-    node.start()
-    node.kill9()
-    stranger = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
-    try:
-        node.config.paths.lock_file.write_text(f"{stranger.pid}\n")
-        node.run("stop", expect=3)
-        assert stranger.poll() is None
-    finally:
-        stranger.communicate()
 
 
 def test_a_damaged_store_is_not_replaced(node: Any) -> None:
@@ -199,14 +199,13 @@ def test_a_wrong_setting_is_a_usage_error(node: Any) -> None:
     assert "Traceback" not in failed.stderr
 
 
-def test_two_instances_in_one_home(node: Any) -> None:
-    first = node.start()
-    second = json.loads(node.run("--instance", "second", "start", "--json").stdout)
+def test_two_instances_in_one_home(running: Any) -> None:
+    first = running.json("status")
+    second = json.loads(running.run("--instance", "second", "start", "--json").stdout)
     assert first["peer_id"] != second["peer_id"]
-    assert node.json("status")["instance"] == "default"
-    node.run("--instance", "second", "stop")
-    assert node.json("status")["peer_id"] == first["peer_id"]
-    node.stop()
+    assert running.json("status")["instance"] == "default"
+    running.run("--instance", "second", "stop")
+    assert running.json("status")["peer_id"] == first["peer_id"]
 
 
 def test_foreground(node: Any) -> None:

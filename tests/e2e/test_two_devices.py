@@ -227,49 +227,57 @@ def secrets_of(node: Node) -> list[bytes]:
     return secrets
 
 
-def test_a_code_is_good_once_and_wrong_codes_are_told_apart(make_node: MakeNode) -> None:
-    alice, bob = make_node("anna"), make_node("ben")
-    alice.start()
-    bob.start()
-    words = pair(alice, bob)
-    reused = bob.run("pair", "join", *words.split(), expect=None)
+@pytest.fixture(scope="module")
+def two_more(make_node: MakeNode) -> Iterator[tuple[Node, Node]]:
+    """Two running nodes of their own."""
+    ada, bill = make_node("ada"), make_node("bill")
+    ada.start()
+    bill.start()
+    yield ada, bill
+    ada.stop()
+    bill.stop()
+
+
+@pytest.fixture
+def unpaired(two_more: tuple[Node, Node]) -> tuple[Node, Node]:
+    """Two running nodes that know nobody."""
+    for node in two_more:
+        for device in node.ask("/devices"):
+            node.run("devices", "forget", device["device_id"])
+    return two_more
+
+
+def test_a_code_is_good_once_and_wrong_codes_are_told_apart(unpaired: tuple[Node, Node]) -> None:
+    ada, bill = unpaired
+    words = pair(ada, bill)
+    reused = bill.run("pair", "join", *words.split(), expect=None)
     assert reused.returncode in (1, 4)
-    misspelt = bob.run("pair", "join", "abandom", *words.split()[1:], expect=2)
+    misspelt = bill.run("pair", "join", "abandom", *words.split()[1:], expect=2)
     assert "abandom" in misspelt.stderr
     assert "abandon" in misspelt.stderr
-    checksum = bob.run("pair", "join", *(["abandon"] * 12), expect=2)
+    checksum = bill.run("pair", "join", *(["abandon"] * 12), expect=2)
     assert "checksum" in checksum.stderr
-    too_few = bob.run("pair", "join", "abandon", expect=2)
+    too_few = bill.run("pair", "join", "abandon", expect=2)
     assert "12" in too_few.stderr
-    alice.stop()
-    bob.stop()
 
 
-def test_a_rejected_pairing_pairs_nobody(make_node: MakeNode) -> None:
-    alice, bob = make_node("ada"), make_node("bill")
-    alice.start()
-    bob.start()
-    words, showing = show_code(alice)
-    joining = bob.popen("pair", "join", *words.split())
-    alice.run("pair", "reject", pending(alice))
+def test_a_rejected_pairing_pairs_nobody(unpaired: tuple[Node, Node]) -> None:
+    ada, bill = unpaired
+    words, showing = show_code(ada)
+    joining = bill.popen("pair", "join", *words.split())
+    ada.run("pair", "reject", pending(ada))
     _, err = joining.communicate(timeout=60)
     assert joining.returncode == 4, err
     showing.communicate(timeout=60)
     assert showing.returncode == 1
-    assert alice.json("devices") == bob.json("devices") == []
-    assert alice.json("pair", "pending") == []
-    alice.stop()
-    bob.stop()
+    assert ada.json("devices") == bill.json("devices") == []
+    assert ada.json("pair", "pending") == []
 
 
-def test_auto_accept_asks_nobody(make_node: MakeNode) -> None:
-    alice, bob = make_node("amy"), make_node("bo")
-    alice.start()
-    bob.start()
-    words, showing = show_code(alice, "--auto-accept")
-    bob.run("pair", "join", *words.upper().split())
+def test_auto_accept_asks_nobody(unpaired: tuple[Node, Node]) -> None:
+    ada, bill = unpaired
+    words, showing = show_code(ada, "--auto-accept")
+    bill.run("pair", "join", *words.upper().split())
     showing.communicate(timeout=60)
     assert showing.returncode == 0
-    assert bob.wait_connected()["name"] == "amy"
-    alice.stop()
-    bob.stop()
+    assert bill.wait_connected()["name"] == "ada"

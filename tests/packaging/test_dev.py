@@ -16,21 +16,21 @@ UV = Path(sys.executable).parent / "uv"
 PROGRAMS = ["bash", "env", "ls", "uname"]
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy what dev.py needs of the sources."""
-    checkout = tmp_path / "a checkout"
+    checkout = tmp_path_factory.mktemp("dev") / "a checkout"
     unwanted = shutil.ignore_patterns(".*", "__pycache__", "tests", "dist", "build")
     shutil.copytree(ROOT, checkout, ignore=unwanted, symlinks=True)
     return checkout
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run_dev(
-    checkout: Path, tmp_path: Path, run: Callable[..., subprocess.CompletedProcess[str]]
+    checkout: Path, run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the copy's dev.py with a `PATH` that has no compiler."""
-    programs = tmp_path / "bin"
+    programs = checkout.parent / "bin"
     programs.mkdir()
     for name in PROGRAMS:
         program = shutil.which(name)
@@ -41,7 +41,7 @@ def run_dev(
     def run_it(*arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {"PATH": str(programs), "CC": "there-is-no-compiler"}
         interpreter = Path(sys.base_prefix) / "bin" / "python3"
-        return run([interpreter, checkout / "dev.py", *arguments], cwd=tmp_path, env=environment)
+        return run([interpreter, checkout / "dev.py", *arguments], cwd=checkout.parent, env=environment)
 
     return run_it
 
@@ -75,11 +75,11 @@ def test_a_failure_is_told_in_plain_words(
 ) -> None:
     pins = checkout / "requirements" / "dev.txt"
     pins.write_text("this is no requirement\n")
-    done = run_dev("setup")
-    assert done.returncode == 1
-    assert "dev.py: installing the packages failed" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (checkout / ".venv" / "sdnet-setup.sha256").exists()
+    for _ in range(2):  # what failed is tried again
+        done = run_dev("setup")
+        assert done.returncode == 1
+        assert "dev.py: installing the packages failed" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_without_a_command_it_explains_itself(run_dev: Callable[..., subprocess.CompletedProcess[str]]) -> None:

@@ -18,7 +18,7 @@ from sdnet_sync.transaction import Transaction
 
 from .replicas import Device, devices, settle
 
-CASES = int(os.environ.get("SDNET_SYNC_CASES", "60"))
+CASES = int(os.environ.get("SDNET_SYNC_CASES", "200"))
 """`nox -s simulate_sync` sets more."""
 
 
