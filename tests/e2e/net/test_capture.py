@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from sdnet_pairing import PairingCode, PairingUri
-from tests.e2e.conftest import MakeNode
+from tests.e2e.conftest import MakeNode, Node
 from tests.e2e.net.cables import Namespace, Switch, why_not
+from tests.e2e.net.stage import LONG, Stage, relayed
 from tests.e2e.net.test_cables import SETTINGS, start
 from tests.e2e.test_two_devices import pending
 
@@ -89,42 +90,39 @@ def switch() -> Iterator[Switch]:
     made.close()
 
 
-def test_a_recording_of_everything_holds_none_of_what_was_said(
-    switch: Switch, make_node: MakeNode, tmp_path: Path
-) -> None:
-    alice, bob = make_node("canary-laptop", **SETTINGS), make_node("canary-phone", **SETTINGS)
-    recording = Recording(switch.middle, tmp_path / "frames")
-    try:
-        for node, machine in zip((alice, bob), switch.machines, strict=True):
-            start(node, machine)
-        showing = alice.popen("pair", "generate", "--json")
-        assert showing.stdout is not None
-        shown = json.loads(showing.stdout.readline())
-        joining = bob.popen("pair", "join", "-", stdin=subprocess.PIPE)
-        assert joining.stdin is not None
-        joining.stdin.write(shown["code"])
-        joining.stdin.close()
-        joining.stdin = None
-        alice.run("pair", "accept", pending(alice))
-        for process in (joining, showing):
-            out, err = process.communicate(timeout=60)
-            assert process.returncode == 0, out + err
-        alice.wait_connected()
-        bob.wait_connected()
-        alice.run("msg", "send", "canary-phone", "canary text between the two")
-        folder = tmp_path / "canary-folder"
-        folder.mkdir()
-        # Noise, which is sent as it is: what repeats would be compressed to nothing that could be missed.
-        contents = b"".join(b"canary contents of the file " + os.urandom(8192) for _ in range(200))
-        (folder / "canary-picture.jpg").write_bytes(contents)
-        alice.run("send", str(folder), "--to", "canary-phone")
-        ids = [node.json("status")["device_id"] for node in (alice, bob)]
-        peers = [node.json("status")["peer_id"] for node in (alice, bob)]
-    finally:
-        recording.close()
-        for node in (alice, bob):
-            if node.pid is not None:
-                node.stop()
+@pytest.fixture
+def stage(make_node: MakeNode) -> Iterator[Stage]:
+    made = Stage(make_node)
+    yield made
+    made.close()
+
+
+def speak(alice: Node, bob: Node, folder: Path) -> list[bytes]:
+    """Pair by words, send a text and a folder.
+
+    :returns: what nobody else may learn.
+    """
+    showing = alice.popen("pair", "generate", "--json")
+    assert showing.stdout is not None
+    shown = json.loads(showing.stdout.readline())
+    joining = bob.popen("pair", "join", "-", stdin=subprocess.PIPE)
+    assert joining.stdin is not None
+    joining.stdin.write(shown["code"])
+    joining.stdin.close()
+    joining.stdin = None
+    alice.run("pair", "accept", pending(alice))
+    for process in (joining, showing):
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, out + err
+    alice.wait_connected()
+    bob.wait_connected()
+    alice.run("msg", "send", "canary-phone", "canary text between the two")
+    album = folder / "canary-folder"
+    album.mkdir()
+    # Noise, which is sent as it is: what repeats would be compressed to nothing that could be missed.
+    contents = b"".join(b"canary contents of the file " + os.urandom(8192) for _ in range(200))
+    (album / "canary-picture.jpg").write_bytes(contents)
+    alice.run("send", str(album), "--to", "canary-phone")
     assert (bob.downloads / "canary-folder" / "canary-picture.jpg").exists()
 
     code = PairingUri.parse(shown["uri"]).code
@@ -135,10 +133,51 @@ def test_a_recording_of_everything_holds_none_of_what_was_said(
     needles += [" ".join(pair).encode() for pair in zip(shown["words"], shown["words"][1:], strict=False)]
     # A short word occurs in 1 MiB of noise by chance; these do not.
     needles += [word.encode() for word in shown["words"] if len(word) >= 6 and word.encode() not in SAID_OPENLY]
-    needles += [b"canary", *(uuid.UUID(each).bytes for each in ids), *(each.encode() for each in ids)]
-    heard = [*recording.frames(), *recording.streams()]
-    everything = b"\0".join(heard).lower()
-    # It has heard all of it: who is there is told openly, and the file has passed.
-    assert all(peer.lower().encode() in everything for peer in peers)
+    ids = [node.json("status")["device_id"] for node in (alice, bob)]
+    return [*needles, b"canary", *(uuid.UUID(each).bytes for each in ids), *(each.encode() for each in ids)]
+
+
+def found(needles: list[bytes], recording: Recording) -> list[bytes]:
+    """Those of them that were heard."""
+    everything = b"\0".join([*recording.frames(), *recording.streams()]).lower()
+    # It has heard all of it: the file has passed.
     assert max(map(len, recording.streams())) > 1_000_000
-    assert [needle for needle in needles if needle.lower() in everything] == []
+    return [needle for needle in needles if needle.lower() in everything]
+
+
+def test_a_recording_of_everything_holds_none_of_what_was_said(
+    switch: Switch, make_node: MakeNode, tmp_path: Path
+) -> None:
+    alice, bob = make_node("canary-laptop", **SETTINGS), make_node("canary-phone", **SETTINGS)
+    recording = Recording(switch.middle, tmp_path / "frames")
+    try:
+        for node, machine in zip((alice, bob), switch.machines, strict=True):
+            start(node, machine)
+        needles = speak(alice, bob, tmp_path)
+        peers = [node.json("status")["peer_id"].encode() for node in (alice, bob)]
+    finally:
+        recording.close()
+        for node in (alice, bob):
+            if node.pid is not None:
+                node.stop()
+    assert found(needles, recording) == []
+    # Who is there is told openly on a local network.
+    assert found(peers, recording) == peers
+
+
+@pytest.mark.skipif(not LONG, reason="Part of nox -s net.")
+def test_a_recording_at_a_public_node_holds_none_of_it_either(stage: Stage, tmp_path: Path) -> None:
+    """All goes through its DHT and relay."""
+    point = stage.point(stage.internet.machine())
+    recording = Recording(stage.internet.lan.switch, tmp_path / "frames")
+    try:
+        alice, bob = (
+            stage.device(name, stage.internet.site(symmetric=True).machine(), point)
+            for name in ("canary-laptop", "canary-phone")
+        )
+        needles = speak(alice, bob, tmp_path)
+        assert relayed(alice)
+        needles += [node.json("status")["peer_id"].encode() for node in (alice, bob)]
+    finally:
+        recording.close()
+    assert found(needles, recording) == []

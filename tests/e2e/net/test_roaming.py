@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from tests.e2e.conftest import COMMAND, MakeNode, Node
 from tests.e2e.net.stage import FILE_BYTES, LONG, Stage, other, relayed, talk
+from tests.e2e.net.test_cables import frozen
 from tests.e2e.net.topologies import make_file, start, wait, why_not
 from tests.e2e.test_two_devices import pair
 
@@ -102,16 +102,12 @@ def test_a_device_that_sleeps_wakes_up_elsewhere(stage: Stage) -> None:
     alice = stage.device("alice", stage.internet.site().machine(), point)
     bob = stage.device("bob", laptop, point)
     pair(alice, bob)
-    assert bob.pid is not None
-    os.kill(bob.pid, signal.SIGSTOP)
-    try:
+    with frozen(bob):
         # That takes longer than the keepalive.
         wait(lambda: not other(alice)["connected"], "the silence is noticed", alice)
         alice.run("msg", "send", "bob", "good morning")
         first.leave(laptop)
         second.join(laptop)
-    finally:
-        os.kill(bob.pid, signal.SIGCONT)
     connected(alice, bob)
     wait(lambda: "good morning" in str(bob.ask("/messaging/inbox")), "the message arrives", alice, bob)
     assert alice.json("ping", "bob", "--count", "1")
