@@ -349,8 +349,9 @@ async def test_handshakes_that_are_never_finished_keep_nobody_out() -> None:
                 await trio.lowlevel.checkpoint()
             network: Any = swarm.host.get_network()
             await serves(swarm)
-            # Forged addresses cost no handshake: only a quarter of the places goes to those that have proved nothing.
-            assert len(network.handshakes._running) <= 5
+            # Forged addresses cost no handshake: only a quarter of the places goes to those that have proved nothing,
+            # and the two honest peers may be at theirs.
+            assert len(network.handshakes._running) <= 4 + 2
             assert len(network.handshakes._waiting) == 0
         finally:
             for sock in socks:

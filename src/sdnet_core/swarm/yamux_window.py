@@ -226,10 +226,13 @@ class StreamCore:
             increment += growth
             self._epoch_began = now
             self._epoch_bytes = 0
+        self._allow(increment)
+        self.core.measure_rtt()
+
+    def _allow(self, increment: int) -> None:
         self._consumed = 0
         self.recv_window += increment
         self.core.queue_control(WINDOW_UPDATE, 0, self.stream_id, increment)
-        self.core.measure_rtt()
 
     def _growth(self, bytes_per_s: float) -> int:
         """How much the window is to grow by, given how fast the stream has been read of late.
@@ -256,10 +259,15 @@ class StreamCore:
         if self._read_closed:
             return
         self._read_closed = True
+        self._consumed += self.unread_bytes
         self._drop_unread()
         self.readable()
-        if not self.is_closed:
-            self.core.linger(self)
+        if self.is_closed:
+            return
+        if self._consumed and not self._fin_received:
+            # A peer whose window is used up would wait; with room it goes on sending, and learns that nobody reads.
+            self._allow(self._consumed)
+        self.core.linger(self)
 
     # Both.
 

@@ -392,6 +392,28 @@ def test_windows_have_a_bound_and_so_have_those_of_a_connection() -> None:
     assert poor.core.growth_budget == 0
 
 
+@pytest.mark.parametrize("read", [0, 100_000])
+def test_a_writer_whose_window_is_used_up_learns_that_nobody_reads_any_more(read: int) -> None:
+    a, b = make(True, Clock()), make(False, Clock())
+    stream = a.core.open()
+    while stream.room:
+        stream.put(bytes(stream.room))
+        b.core.receive(output(a.core))
+    (theirs,) = b.accepted
+    theirs.take(read)
+    a.core.receive(output(b.core))
+    assert stream.send_window == 0
+    theirs.finish()
+    theirs.close_read()
+    a.core.receive(output(b.core))
+    assert stream.room
+    stream.put(b"more")
+    b.core.receive(output(a.core))
+    a.core.receive(output(b.core))
+    assert stream._broken is not None
+    assert a.core.streams == b.core.streams == {}
+
+
 def test_what_lies_unread_in_all_streams_is_bounded() -> None:
     side = make(False, Clock(), max_inbound_streams=1000)
     body = bytes(INITIAL_WINDOW)
