@@ -170,6 +170,7 @@ class NoiseSession(BaseSession):
         self._sealer = established.sealer
         self._opener = established.opener
         self._buffers = buffers
+        self._receive_bytes = _SMALL_BYTES
         self._reading = ResourceGuard("reading from")
         self._writing = ResourceGuard("writing to")
         self._pending: deque[bytes | memoryview] = deque()
@@ -271,7 +272,9 @@ class NoiseSession(BaseSession):
             # What the handshake has read too many.
             messages = self._opener.take()
             while not messages:
-                data = await self._wire.receive(_RECEIVE_BYTES)
+                data = await self._wire.receive(self._receive_bytes)
+                # Small messages do not have a large buffer made for each of them.
+                self._receive_bytes = _SMALL_BYTES if len(data) < _SMALL_BYTES else _RECEIVE_BYTES
                 if not data:
                     if not self._opener.whole and not self._closed:
                         raise IncompleteReadError("The connection was closed in the middle of a message.")
