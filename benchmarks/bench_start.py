@@ -16,7 +16,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,21 +95,6 @@ def cpu_s(process_id: int) -> float:
     """The processor time a process has used."""
     fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-@contextmanager
-def awake() -> Iterator[None]:
-    """Keep the processors awake with work that gives way to everything else.
-
-    On a virtual machine the time that the host takes to wake a sleeping processor counts for the process that is woken:
-    several milliseconds each time, many times what the process itself does.
-    """
-    spin = "import os\nos.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True:\n    pass"
-    with ExitStack() as stack:
-        for _ in range(os.cpu_count() or 1):
-            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", spin]))
-            stack.callback(process.kill)
-        yield
 
 
 def settings(port: int = 0) -> dict[str, str]:
@@ -202,7 +187,6 @@ def measure_idle(figures: Figures, work: Path, rounds: int, look_s: float) -> No
         config_file.write_text(f'[node]\nlisten = ["/ip4/127.0.0.1/tcp/{partner_port}"]\n')
     homes = json.dumps([str(partner) for partner, _ in partners])
     with (
-        ExitStack() as stack,
         peer("node", str(home), json.dumps(settings(port))) as (told, _),
         peer("partners", homes, json.dumps({"SDNET_DISCOVERY_MDNS": "false"})),
     ):
@@ -213,7 +197,6 @@ def measure_idle(figures: Figures, work: Path, rounds: int, look_s: float) -> No
                 raise BenchmarkError("the devices do not connect")
             time.sleep(0.2)
         time.sleep(min(10.0, look_s))
-        stack.enter_context(awake())
         for _ in range(rounds):
             before, began = cpu_s(told["pid"]), time.monotonic()
             time.sleep(look_s)
@@ -269,8 +252,7 @@ def _docs(found: dict[str, Any]) -> list[str]:
         "",
         "What the figures are: `until_ready` is the time from the start of the process until the local API answers,",
         "`imports` that of a process that imports the same modules and ends, `beyond_imports` the difference;",
-        "`memory` is resident memory, a few seconds after the start; `idle_cpu` is over a minute, keepalives included,",
-        "while work of the lowest priority keeps the processors awake: waking a virtual one would count as the node's.",
+        "`memory` is resident memory, a few seconds after the start; `idle_cpu` is over a minute, keepalives included.",
     ]
 
 
