@@ -34,6 +34,7 @@ def leaf_sums_are_right(device: Device) -> bool:
 STEP = st.one_of(
     st.tuples(st.just("put"), st.integers(0, 4), st.integers(0, 4), st.sampled_from("ab")),
     st.tuples(st.just("delete"), st.integers(0, 4), st.integers(0, 4)),
+    st.tuples(st.just("delete for good"), st.integers(0, 4), st.integers(1, 15)),
     st.tuples(st.just("send"), st.integers(0, 4), st.integers(0, 4), st.integers(1, 4), st.booleans()),
     st.tuples(st.just("restart"), st.integers(0, 4)),
     st.tuples(st.just("clock"), st.integers(0, 4), st.floats(-3600, 3600)),
@@ -50,7 +51,8 @@ def test_replicas_converge(count: int, steps: list[tuple[Any, ...]]) -> None:
     with devices(count) as found:
         settle(found)
         written = 0
-        acknowledged = []
+        acknowledged: list[int] = []
+        deleted: set[int] = set()
         for step in steps:
             device = found[step[1] % count]
             match step:
@@ -70,6 +72,12 @@ def test_replicas_converge(count: int, steps: list[tuple[Any, ...]]) -> None:
                         taker.dies_within(statements, partial(taker.take, batches))
                 case ("delete", _, entry):
                     device.write(Delete("k", str(entry)))
+                case ("delete for good", _, number):
+                    # Written once and never again: whoever deletes it has seen all that there ever is of it.
+                    state = device.store.get(device.store.key("log", str(number)))
+                    if state is not None and state.visible:
+                        device.write(Delete("log", str(number)))
+                        deleted.add(number)
                 case ("send", _, to, limit, twice):
                     taker = found[to % count]
                     if taker is not device:
@@ -96,8 +104,9 @@ def test_replicas_converge(count: int, steps: list[tuple[Any, ...]]) -> None:
             assert device.store.leaves.root() == first.store.leaves.root()
             assert leaf_sums_are_right(device)
         assert first.store.get(first.store.key("k", "lost")) is None
-        for number in acknowledged:
-            assert first.store.get(first.store.key("log", str(number))) is not None
+        for number in {*acknowledged, *deleted}:
+            state = first.store.get(first.store.key("log", str(number)))
+            assert (state is not None and state.visible) == (number not in deleted), number
 
 
 @settings(max_examples=max(20, CASES // 2))
