@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -12,8 +13,9 @@ __all__ = ["aes_is_faster"]
 _DATA = bytes(65536)
 
 
+@functools.cache
 def aes_is_faster(timer: Callable[[], float] = time.perf_counter, *, rounds: int = 8) -> bool:
-    """Measure AES-256-GCM beside ChaCha20-Poly1305; takes about a millisecond.
+    """Measure AES-256-GCM beside ChaCha20-Poly1305; takes about a millisecond, and is done once.
 
     :param timer: seconds, of any origin.
     :param rounds: how often 64 KiB are sealed; the best time counts, so that a busy machine decides little.

@@ -94,7 +94,7 @@ class Suite(IntEnum):
 
 
 def suites_by_speed(timer: Callable[[], float] = time.perf_counter, *, rounds: int = 8) -> tuple[Suite, ...]:
-    """Measure the suites on this machine: the faster first. Takes about a millisecond; do it once per node.
+    """Measure the suites on this machine: the faster first.
 
     :param timer: as for :func:`~sdnet_core.ciphers.aes_is_faster`.
     :param rounds: the same.

@@ -82,7 +82,7 @@ class YamuxStream(StreamCore, MuxedStream):
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of ``data``. Cancelling sends some of it, in whole frames, and leaves the stream usable.
 
-        It returns when everything is taken: at most 256 KiB of a stream wait to be sent, none of it without window.
+        It returns when everything is taken: at most 512 KiB of a stream wait to be sent, none of it without window.
 
         :raises MuxedStreamReset: the stream was reset, or its connection was lost.
         :raises MuxedStreamClosed: we have ended our direction.
