@@ -168,7 +168,9 @@ class Library:
         return None if state is None else self._entry(state)
 
     async def query(self, kind: str | None = None, where: Condition = None) -> AsyncGenerator[Entry, None]:
-        """Give entries, in no particular but always the same order, a page at a time.
+        """Give entries, in the order in which they first came to this device, a page at a time.
+
+        What comes in meanwhile may be left out.
 
         :param kind: of this kind only.
         """
@@ -179,15 +181,17 @@ class Library:
                 if wanted(entry):
                     yield entry
             return
-        after = b""
+        after, until = 0, None
         while True:
-            page = await self.replica.read(self._page, after, kind)
-            for key, found in page:
+            page = await self.replica.read(self._page, after, kind, until)
+            for number, found in page:
                 if found is not None and wanted(found):
                     yield found
-                after = key
+                after = number
             if len(page) < PAGE:
                 return
+            if until is None:  # or somebody who writes faster than this reads would never let it end
+                until = await self.replica.read(self.replica.store.newest)
 
     async def count(self, kind: str | None = None) -> int:
         """How many entries there are."""
@@ -239,9 +243,9 @@ class Library:
         finally:
             self._followers.remove(listener)
 
-    def _page(self, after: bytes, kind: str | None) -> list[tuple[bytes, Entry | None]]:
-        rows = self.replica.store.page(after, PAGE, kind=kind)
-        return [(key, None if state.kind.startswith("$") else self._entry(state)) for key, state in rows]
+    def _page(self, after: int, kind: str | None, until: int | None) -> list[tuple[int, Entry | None]]:
+        rows = self.replica.store.page(after, PAGE, kind=kind, until=until)
+        return [(number, None if state.kind.startswith("$") else self._entry(state)) for number, state in rows]
 
     def _unique_condition(self, kind: str | None, where: Condition) -> tuple[str, str, Any] | None:
         if kind is None or not isinstance(where, Mapping):
@@ -317,7 +321,7 @@ class Library:
         after = b""
         store, view = self.replica.store, self.replica.view
         while len(found) < limit:
-            page = await self.replica.read(lambda after=after: store.page(after, PAGE, conflicts=True))
+            page = await self.replica.read(store.conflicted, after, PAGE)
             for key, state in page:
                 after = key
                 conflicts = conflicts_of(state, view.settings, self._service.merges)

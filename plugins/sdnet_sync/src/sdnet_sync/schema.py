@@ -1,8 +1,8 @@
 """One library's database: its tables, how it is opened, and what its columns hold.
 
 Entries, batches and names are sealed. In the clear lie: how many entries, batches and members there are and how long
-each is, which entries share a kind, keyed hashes of ids and of values that must be unique, and when (stamps) and by
-which member batches were written.
+each is, which entries share a kind and in which order they came, keyed hashes of ids and of values that must be
+unique, and when (stamps) and by which member batches were written.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ __all__ = ["FORMAT", "open_database", "reported"]
 
 FORMAT = 1
 
+# Entries lie in the order in which they came, and so does what is found by kind: of what is written together, only the
+# small index of keys, which are hashes, is touched all over. In the order of keys each entry would change its own page.
 _SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE author (
@@ -29,9 +31,10 @@ CREATE TABLE log (
     stamp INTEGER NOT NULL, sealed BLOB NOT NULL, UNIQUE (author, sequence)
 );
 CREATE TABLE entry (
-    key BLOB PRIMARY KEY, kind INTEGER NOT NULL, flags INTEGER NOT NULL, hash BLOB NOT NULL, sealed BLOB NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX entry_by_kind ON entry (kind, key) WHERE flags & 1;
+    number INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, kind INTEGER NOT NULL, flags INTEGER NOT NULL,
+    hash BLOB NOT NULL, sealed BLOB NOT NULL
+);
+CREATE INDEX entry_by_kind ON entry (kind) WHERE flags & 1;
 CREATE INDEX entry_conflict ON entry (key) WHERE flags & 2;
 CREATE INDEX entry_deleted ON entry (key) WHERE flags & 4;
 CREATE TABLE kind (number INTEGER PRIMARY KEY, tag BLOB NOT NULL UNIQUE, sealed BLOB NOT NULL);
@@ -60,7 +63,7 @@ def open_database(path: Path, *, writable: bool = True) -> sqlite3.Connection:
             pragmas = ["journal_mode = WAL", "synchronous = FULL", "fullfsync = 1", "busy_timeout = 5000"]
             pragmas += ["cache_size = -48000" if writable else "cache_size = -4000", "temp_store = MEMORY"]
             if writable:
-                # Entries are in the order of hashes: between two checkpoints the same pages change again and again.
+                # Keys are hashes: between two checkpoints the same pages of their index change again and again.
                 pragmas += ["wal_autocheckpoint = 8000", "journal_size_limit = 67108864"]
             else:
                 pragmas.append("query_only = 1")

@@ -34,6 +34,7 @@ __all__ = ["Head", "LibraryKeys", "Store", "View"]
 STRATEGY_KIND = "$strategy"
 UNIQUE_KIND = "$unique"
 LIBRARY_KIND = "$library"
+_LAST = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,25 +364,39 @@ class Store:
         return [self.sealer.open(sealed, b"entry" + key) for key, sealed in rows]
 
     def page(
-        self, after: bytes, limit: int, *, kind: str | None = None, conflicts: bool = False
-    ) -> list[tuple[bytes, EntryState]]:
-        """Entries in the order of their keys.
+        self, after: int, limit: int, *, kind: str | None = None, until: int | None = None
+    ) -> list[tuple[int, EntryState]]:
+        """Visible entries and their numbers, which tell the order in which they came here.
 
-        :param kind: only visible entries of this kind; None for all kinds but the settings'.
-        :param conflicts: only entries in conflict, visible or not.
+        :param after: begin behind this number.
+        :param kind: only of this kind.
+        :param until: none with a higher number; None for all.
         """
-        if conflicts:
-            query, values = "SELECT key, sealed FROM entry WHERE key > ? AND flags & 2", [after]
-        elif kind is None:
-            query, values = "SELECT key, sealed FROM entry WHERE key > ? AND flags & 1", [after]
-        else:
+        query = "SELECT number, key, sealed FROM entry WHERE number > ? AND number <= ?"
+        values = [after, _LAST if until is None else until]
+        if kind is not None:
             number = self.kinds.get(kind)
             if number is None:
                 return []
-            query = "SELECT key, sealed FROM entry WHERE key > ? AND kind = ? AND flags & 1"
-            values = [after, number]  # type: ignore[list-item]
+            query += " AND kind = ?"
+            values.append(number)
         with self.reading() as db:
-            rows = db.execute(f"{query} ORDER BY key LIMIT ?", (*values, limit)).fetchall()
+            rows = db.execute(f"{query} AND flags & 1 ORDER BY number LIMIT ?", (*values, limit)).fetchall()
+        return [(number, self.open_entry(key, sealed)) for number, key, sealed in rows]
+
+    def newest(self) -> int:
+        """The highest number of an entry."""
+        with self.reading() as db:
+            return int(db.execute("SELECT COALESCE(MAX(number), 0) FROM entry").fetchone()[0])
+
+    def conflicted(self, after: bytes, limit: int) -> list[tuple[bytes, EntryState]]:
+        """Entries in conflict, visible or not, in the order of their keys.
+
+        :param after: begin behind this key.
+        """
+        query = "SELECT key, sealed FROM entry WHERE key > ? AND flags & 2 ORDER BY key LIMIT ?"
+        with self.reading() as db:
+            rows = db.execute(query, (after, limit)).fetchall()
         return [(key, self.open_entry(key, sealed)) for key, sealed in rows]
 
     def claimants(self, tag: bytes) -> list[bytes]:

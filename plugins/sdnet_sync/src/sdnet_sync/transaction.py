@@ -22,6 +22,10 @@ from .vectors import Vector, merged
 __all__ = ["SETTINGS", "Changed", "Transaction", "needed_role", "size_of"]
 
 _CHUNK = 500
+_UPSERT = (
+    "INSERT INTO entry (key, kind, flags, hash, sealed) VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE "
+    "SET kind = excluded.kind, flags = excluded.flags, hash = excluded.hash, sealed = excluded.sealed"
+)
 SETTINGS = (STRATEGY_KIND, UNIQUE_KIND, LIBRARY_KIND)
 
 
@@ -305,7 +309,7 @@ class Transaction:
             sealed = store.sealer.seal(encoded, b"entry" + key)
             upserts.append((key, store.kind_number(state.kind), state.flags, digest or b"", sealed))
         upserts.sort(key=itemgetter(0))
-        store.db.executemany("INSERT OR REPLACE INTO entry VALUES (?, ?, ?, ?, ?)", upserts)
+        store.db.executemany(_UPSERT, upserts)
         sums = store.leaves.sums
         store.db.executemany(
             "INSERT OR REPLACE INTO leaf VALUES (?, ?)", [(leaf, sums[leaf].to_bytes(16, "big")) for leaf in leaves]
@@ -334,17 +338,18 @@ class Transaction:
 
     def _claim_all(self, kind: str) -> None:
         """Note the unique values of all entries of a kind, a page at a time."""
-        store, after = self.store, b""
+        store, after = self.store, 0
         names = store.unique[kind]
         number = store.kinds.get(kind)
         while number is not None:
             rows = store.db.execute(
-                "SELECT key, sealed FROM entry WHERE kind = ? AND key > ? AND flags & 1 ORDER BY key LIMIT 500",
+                "SELECT number, key, sealed FROM entry WHERE kind = ? AND number > ? AND flags & 1"
+                " ORDER BY number LIMIT 500",
                 (number, after),
             ).fetchall()
             if not rows:
                 return
-            for key, sealed in rows:
+            for _, key, sealed in rows:
                 tags = self._tags(key, store.open_entry(key, sealed), names)
                 store.db.execute("DELETE FROM claim WHERE key = ?", (key,))
                 store.db.executemany("INSERT OR IGNORE INTO claim VALUES (?, ?)", tags)

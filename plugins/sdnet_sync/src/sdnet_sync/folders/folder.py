@@ -387,7 +387,7 @@ class Folder:
     async def _compare_all(self) -> None:
         """Look at every file of the location, and at every file that we know of."""
         store = self.library.replica.store
-        after = b""
+        after = 0
         while True:
             page = await self.run_blocking(lambda after=after: store.page(after, PLANNED_TOGETHER, kind=FILE_KIND))
             keys = [key_of(state.id) for _, state in page if location_of(state.id) == self.record.location]
