@@ -12,11 +12,11 @@ import cbor2
 from sdnet_core.errors import ProtocolError
 
 from .fingerprints import LeafSums
-from .limits import MAX_PUSH_BYTES
+from .limits import MAX_MESSAGE_BYTES, MAX_PUSH_BYTES
 from .members import RoleWrite
 from .messages import HeadRecord, RoleRecord, SnapshotBegin, SnapshotPage
 from .operations import Role
-from .state import Write, decode_foreign_state, merge_states
+from .state import EntryState, Write, decode_foreign_states, merge_states
 from .store import NO_HEAD, Head, Store
 from .transaction import Transaction
 from .vectors import merged
@@ -146,36 +146,31 @@ class SnapshotWriter:
         store, before = transaction.store, self._cursor
         rows = store.db.execute("SELECT key FROM entry WHERE key > ? AND key <= ?", (before, page.through)).fetchall()
         ours = {row[0] for row in rows}
-        foreign = {}
-        for encoded in states:
-            state = decode_foreign_state(encoded, max_bytes=MAX_STATE_BYTES + MAX_PUSH_BYTES)
+        foreign: dict[bytes, tuple[EntryState, list[Write], bytes]] = {}
+        decoded = decode_foreign_states(states, max_bytes=MAX_STATE_BYTES + 2 * MAX_MESSAGE_BYTES)
+        for state, encoded in zip(decoded, states, strict=True):
             key = store.key(state.kind, state.id)
             if not self._cursor < key <= page.through:
                 raise ProtocolError("The entries of the snapshot are not in order.")
             self._cursor = key
-            foreign[key] = state, encoded
+            writes = state.writes()
+            if any(write.sequence > self._theirs.get(write.author, 0) for write in writes):
+                raise ProtocolError("The snapshot holds a write that its sender says it has not got.")
+            foreign[key] = state, writes, encoded
         if not page.continues:
             self._cursor = page.through
-        self._check(foreign)
         transaction.prefetch(sorted(ours))
         for key in ours - foreign.keys() if not page.continues else ():
             transaction.replace_state(
                 key, merge_states(transaction.state(key), None, have=self._knew, lacks=self._newer)
             )
-        for key, (state, encoded) in foreign.items():
+        for key, (state, writes, encoded) in foreign.items():
             transaction.hold(key, state.kind, state.id)
-            if key in ours or self._have:
+            if key in ours or (self._have and any(map(self._knew, writes))):
                 merged_state = merge_states(transaction.state(key), state, have=self._knew, lacks=self._newer)
-                transaction.replace_state(key, merged_state, state.writes()[-1].author)
+                transaction.replace_state(key, merged_state, writes[-1].author)
             else:
-                transaction.replace_state(key, state, state.writes()[-1].author, encoded=encoded)
-
-    def _check(self, foreign: object) -> None:
-        assert isinstance(foreign, dict)
-        for state, _ in foreign.values():
-            for write in state.writes():
-                if write.sequence > self._theirs.get(write.author, 0):
-                    raise ProtocolError("The snapshot holds a write that its sender says it has not got.")
+                transaction.replace_state(key, state, writes[-1].author, encoded=encoded)
 
     def _knew(self, write: Write) -> bool:
         return not self.rebuild and write.sequence <= self._have.get(write.author, 0)
