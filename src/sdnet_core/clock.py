@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+import anyio
 import anyio.to_thread
 
-__all__ = ["Clock", "Randomness", "Runner", "SystemClock", "SystemRandomness", "run_in_thread"]
+__all__ = [
+    "Clock",
+    "Randomness",
+    "Runner",
+    "SystemClock",
+    "SystemRandomness",
+    "last_beat",
+    "next_beat",
+    "run_in_thread",
+    "sleep_to_beat",
+]
 
 T = TypeVar("T")
 
@@ -35,6 +47,30 @@ class SystemClock:
         if hasattr(time, "CLOCK_BOOTTIME"):  # Linux: CLOCK_MONOTONIC stands still during suspend
             return time.clock_gettime(time.CLOCK_BOOTTIME)
         return time.monotonic()
+
+
+def last_beat(moment: float, period_s: float) -> float:
+    """The latest multiple of a period that is not after a moment, in the event loop's time.
+
+    What need not be exact is done on beats, so that much of it happens in one wake-up: an idle node that wakes up for
+    each connection by itself would cost more in waking than in work.
+
+    :param moment: seconds.
+    """
+    beat = math.floor(moment / period_s) * period_s
+    return beat if beat <= moment else beat - period_s
+
+
+def next_beat(period_s: float) -> float:
+    """The next multiple of a period, which is at most the period away, in the event loop's time."""
+    now = anyio.current_time()
+    beat = last_beat(now, period_s) + period_s
+    return beat if beat > now else beat + period_s  # the sum of a large and a small float may lie a little lower
+
+
+async def sleep_to_beat(period_s: float) -> None:
+    """Sleep until the next multiple of a period: see `last_beat`."""
+    await anyio.sleep_until(next_beat(period_s))
 
 
 class Randomness(Protocol):

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import anyio
 
 from .approvals import Approvals
-from .clock import Clock, Randomness, Runner, SystemClock, SystemRandomness, run_in_thread
+from .clock import Clock, Randomness, Runner, SystemClock, SystemRandomness, run_in_thread, sleep_to_beat
 from .commands import (
     Command,
     CommandChannel,
@@ -258,7 +258,7 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
     async def _follow_interfaces(self) -> None:
         """Notice that the machine has other addresses than before; the swarm tells only of what it listens on."""
         while True:
-            await anyio.sleep(max(1.0, self.config.connections.keepalive_interval_s / 6))
+            await sleep_to_beat(max(1.0, self.config.connections.keepalive_interval_s / 6))
             addresses = self._swarm.addresses
             if set(addresses) != set(self._last_addresses):
                 await self._commands.call(SwarmHappened(AddressesChanged(addresses)))
@@ -267,6 +267,7 @@ class NetworkingCore(DeviceMethods, MeetingMethods, MessageMethods, ProtectionMe
         match command:
             case SwarmHappened(Disconnected(peer_id, generation)):
                 self._connections.lost(peer_id, generation)
+                self._hung_up(peer_id)
                 self.events.publish(PeerDisconnected(peer_id=peer_id))
             case SwarmHappened(AddressesChanged(addresses)):
                 self.discovery.set_addresses(addresses)

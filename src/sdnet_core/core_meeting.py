@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
-import anyio
 import msgspec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from .clock import Clock, Randomness
+from .clock import Clock, Randomness, sleep_to_beat
 from .config import Config
 from .devices.gate import PeerGate
 from .devices.manager import PersistentConnectionManager
@@ -100,7 +99,7 @@ class MeetingMethods:
             return
         seen: set[str] = set()
         while not seen or seen & {ip_of(address) for address in self._swarm.addresses}:
-            await anyio.sleep(LOOK_S)
+            await sleep_to_beat(LOOK_S)
             seen = {ip_of(address) for address in self._dht.meeting.seen_as}
         self._mapper = PortMapper(
             lambda: self._swarm.listen_ports.get(4),
@@ -108,6 +107,11 @@ class MeetingMethods:
             lambda ip: self._dht is not None and ip in {ip_of(address) for address in self._dht.meeting.seen_as},
         )
         await self._mapper.run()
+
+    def _hung_up(self, peer_id: str) -> None:
+        """The swarm has lost its connection to a peer, which may be a meeting point."""
+        if self._dht is not None:
+            self._dht.meeting.hung_up(peer_id)
 
     def _reached_elsewhere(self) -> None:
         if self._dht is not None:

@@ -15,6 +15,7 @@ import anyio
 import msgspec
 from anyio.abc import TaskStatus
 
+from .clock import sleep_to_beat
 from .context import PluginContext
 from .devices.delivery import MESSAGES_SUFFIX, Delivery
 from .devices.trust import RemoteDevice
@@ -172,7 +173,7 @@ class NodePlugins:
                     check_strict(self._plugins)
                 task_status.started()
                 while True:
-                    await anyio.sleep(TASK_CHECK_INTERVAL_S)
+                    await sleep_to_beat(TASK_CHECK_INTERVAL_S)
                     self.check_tasks()
             finally:
                 self._tasks = None

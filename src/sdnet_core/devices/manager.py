@@ -104,6 +104,7 @@ class PersistentConnectionManager(RoomMethods):
             clock=clock,
             address_of=swarm.remote_address,
             keepalive_interval_s=settings.keepalive_interval_s,
+            moved=lambda: self.paths.wake(),
             slept=self.look_around,
             silent=self._fell_silent,
         )
@@ -247,6 +248,7 @@ class PersistentConnectionManager(RoomMethods):
             supervisor.begin_anew()
         if self._tasks is not None:
             for live in self.pool:
+                live.control.look()
                 self._tasks.start_soon(self._watch.probe, live)
 
     def lost(self, peer_id: str, generation: int) -> None:
@@ -370,6 +372,7 @@ class PersistentConnectionManager(RoomMethods):
             await session.reset_streams()
             raise
         self.pool.add(live)
+        self.paths.wake()
         self.history.began(live)
         if old is not None and self._tasks is not None:
             old.retire()
@@ -416,6 +419,7 @@ class PersistentConnectionManager(RoomMethods):
     def _finish(self, live: DeviceConnection, reason: str) -> None:
         """A connection is over."""
         self.pool.remove(live)
+        self.paths.wake()
         if live.control_scope is not None:
             live.control_scope.cancel()
         self._part(live, reason)

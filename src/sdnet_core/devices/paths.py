@@ -25,10 +25,11 @@ __all__ = ["PathKeeper"]
 
 logger = logging.getLogger(__name__)
 
-LOOK_S = 1.0
+AGAIN_S = 1.0
+"""After a move, or a fresh connection, that failed."""
 RELAYED = "p2p-circuit"
 RELAYED_LOOK_S = 0.2
-"""How often it is looked whether a relayed connection needs something: what it may carry can be used up soon."""
+"""How often it is looked how much of what a relay allows is used up: what it may carry can be used up soon."""
 RENEW_AT = 0.5
 """When so much of what a relay allows is used up, a fresh connection through it is made."""
 PAUSES_S = (0.0, 4.0, 10.0, 30.0, 60.0)
@@ -83,6 +84,10 @@ class PathKeeper:
         self._better: dict[str, int] = {}
         self._wake = anyio.Event()
 
+    def wake(self) -> None:
+        """Connections have come or gone, or go another way."""
+        self._wake.set()
+
     def changed(self, peer_id: str, generation: int) -> None:
         """The swarm has a better connection to a peer than the one so far."""
         self._better[peer_id] = generation
@@ -101,6 +106,7 @@ class PathKeeper:
             if not peer_id or live.peer_id == peer_id:
                 efforts.attempts = 0
                 efforts.next_at = min(efforts.next_at, self._clock.monotonic() + PAUSES_S[1] / 2)
+        self._wake.set()
 
     def is_move(self, old: DeviceConnection, new: DeviceConnection) -> bool:
         """Whether a new session takes over from an old one that still works, because there is a better path."""
@@ -119,7 +125,7 @@ class PathKeeper:
         """
         while True:
             self._wake = anyio.Event()
-            relayed = False
+            due = math.inf
             current = tuple(self._current())
             for live in self._efforts.keys() - set(current):
                 del self._efforts[live]
@@ -128,9 +134,8 @@ class PathKeeper:
                     continue
                 path = self._swarm.path(live.peer_id)
                 if path is not None and (path.relayed or path.generation > live.session.generation):
-                    relayed = True
-                    self._look_after(tasks, live, path)
-            with anyio.move_on_after(RELAYED_LOOK_S if relayed else LOOK_S):
+                    due = min(due, self._look_after(tasks, live, path))
+            with anyio.move_on_after(max(0.0, due - self._clock.monotonic())):
                 await self._wake.wait()
 
     def _needs_a_look(self, live: DeviceConnection) -> bool:
@@ -144,16 +149,22 @@ class PathKeeper:
     def _current(self) -> Iterator[DeviceConnection]:
         return (live for live in self._pool if not live.retiring and not live.ended.is_set())
 
-    def _look_after(self, tasks: TaskGroup, live: DeviceConnection, path: Path) -> None:
+    def _look_after(self, tasks: TaskGroup, live: DeviceConnection, path: Path) -> float:
+        """Do what is due for a connection.
+
+        :returns: when to look again, monotonic time, seconds. What is under way wakes `run` at its end.
+        """
         efforts = self._efforts.setdefault(live, _Efforts())
         now = self._clock.monotonic()
         if path.generation > live.session.generation:
             efforts.newer_since = now if efforts.newer_since is None else efforts.newer_since
             ours = path.direction is Direction.OUTBOUND or now - efforts.newer_since >= MOVE_ANYWAY_S
-            if ours and not efforts.moving:
+            if not ours:
+                return efforts.newer_since + MOVE_ANYWAY_S
+            if not efforts.moving:
                 efforts.moving = True
                 tasks.start_soon(self._move_session, live, efforts)
-            return
+            return math.inf
         efforts.newer_since = None
         if path.direction is Direction.OUTBOUND and path.used >= RENEW_AT and not efforts.renewing:
             efforts.renewing = True
@@ -161,15 +172,18 @@ class PathKeeper:
         if not efforts.improving and now >= efforts.next_at:
             efforts.improving = True
             tasks.start_soon(self._improve, live, path, efforts)
+        due = math.inf if efforts.improving else efforts.next_at
+        return min(due, now + RELAYED_LOOK_S) if path.limited and path.direction is Direction.OUTBOUND else due
 
     async def _move_session(self, live: DeviceConnection, efforts: _Efforts) -> None:
         try:
             await self._move(live)
         except NetworkingError as error:
             logger.info("the session with device %s could not be moved to a better path: %s", live.device_id, error)
-            await anyio.sleep(LOOK_S)
+            await anyio.sleep(AGAIN_S)
         finally:
             efforts.moving = False
+            self._wake.set()
 
     async def _renew(self, live: DeviceConnection, efforts: _Efforts) -> None:
         try:
@@ -177,7 +191,7 @@ class PathKeeper:
             logger.info("device %s has a fresh connection through its relay", live.device_id)
         except NetworkingError as error:
             logger.info("no fresh connection to device %s through its relay: %s", live.device_id, error)
-            await anyio.sleep(LOOK_S)
+            await anyio.sleep(AGAIN_S)
         finally:
             efforts.renewing = False
 
@@ -193,6 +207,7 @@ class PathKeeper:
             efforts.next_at = self._clock.monotonic() + pause_s
             efforts.attempts += 1
             efforts.improving = False
+            self._wake.set()
 
     async def _reach_directly(self, live: DeviceConnection, path: Path) -> None:
         """Dial the device; if that is in vain and it dialled us, let both dial at the same moment."""

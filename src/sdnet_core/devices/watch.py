@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import anyio
 from anyio.abc import TaskGroup
 
-from ..clock import Clock
+from ..clock import Clock, sleep_to_beat
 from ..errors import NetworkingError, NetworkTimeoutError
 from .connection import DeviceConnection
 from .pool import ConnectionPool
@@ -32,6 +32,7 @@ class ConnectionWatch:
 
     :param address_of: where the connection to a peer goes; of two that were made at once another one may stay.
     :param keepalive_interval_s: a sixth of it lies between two looks.
+    :param moved: called when a connection turns out to go another way than was thought.
     :param slept: called with a sentence when the machine has slept.
     :param silent: called for a connection on which no answer came although one was asked for.
     """
@@ -40,6 +41,7 @@ class ConnectionWatch:
     clock: Clock
     address_of: Callable[[str], str | None]
     keepalive_interval_s: float
+    moved: Callable[[], None]
     slept: Callable[[str], None]
     silent: Callable[[DeviceConnection], Awaitable[None]]
 
@@ -50,14 +52,17 @@ class ConnectionWatch:
         """
         gained_s = self.clock.monotonic() - anyio.current_time()
         while True:
-            await anyio.sleep(self.keepalive_interval_s / 6)
+            await sleep_to_beat(self.keepalive_interval_s / 6)
             before_s, gained_s = gained_s, self.clock.monotonic() - anyio.current_time()
             if gained_s - before_s > SLEPT_S:
                 self.slept(f"the machine has slept for {gained_s - before_s:.0f} s")
             now = self.clock.monotonic()
             for live in self.pool:
                 live.look(now)
-                live.address = self.address_of(live.peer_id) or live.address
+                address = self.address_of(live.peer_id) or live.address
+                if address != live.address:
+                    live.address = address
+                    self.moved()
                 if now - live.pinged_at >= PING_INTERVALS * self.keepalive_interval_s:
                     live.pinged_at = now
                     tasks.start_soon(self._measure, live)

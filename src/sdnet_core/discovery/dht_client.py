@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from sdnet_core.clock import Clock
+from sdnet_core.clock import Clock, sleep_to_beat
 from sdnet_core.discovery.dht_messages import (
     MAX_ANSWER_BYTES,
     PROTOCOL,
@@ -83,7 +83,7 @@ class DhtClient:
         """Close idle connections until cancelled; those left are closed then."""
         try:
             while True:
-                await anyio.sleep(BORROWED_S / 3)
+                await sleep_to_beat(BORROWED_S / 3)
                 now = self._clock.monotonic()
                 for peer_id in [p for p, used in self._borrowed.items() if now - used >= BORROWED_S]:
                     if not self._asking.get(peer_id):

@@ -17,7 +17,7 @@ from typing import ClassVar
 import anyio
 import anyio.abc
 
-from sdnet_core.clock import Clock, Randomness
+from sdnet_core.clock import Clock, Randomness, sleep_to_beat
 from sdnet_core.discovery.candidates import Announcement, Candidate, CandidateSink, DiscoverySource
 from sdnet_core.discovery.interfaces import Interface, local_interfaces, multicast_interfaces
 from sdnet_core.discovery.mdns_link import MDNS_PORT, LinkSchedule, group_address, open_socket
@@ -127,7 +127,7 @@ class MdnsDiscovery(DiscoverySource):
                     await self._follow_interfaces(sink, group)
                     sink.ready()
                     before = self._clock.monotonic()
-                    await anyio.sleep(RESCAN_INTERVAL_S)
+                    await sleep_to_beat(RESCAN_INTERVAL_S)
                     now = self._clock.monotonic()
                     self._report(self._table.expire(now), sink)
                     if now - before > SLEPT_AFTER_S:

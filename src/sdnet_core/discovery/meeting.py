@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 
-from sdnet_core.clock import Clock, Randomness
+from sdnet_core.clock import Clock, Randomness, next_beat
 from sdnet_core.discovery.dht_client import DhtClient
 from sdnet_core.discovery.kademlia import Contact
 from sdnet_core.discovery.multiaddrs import parse_multiaddr
@@ -25,7 +25,8 @@ MAX_KEPT = 4
 """Most meeting points that a device stays connected to."""
 KEEP_ALIVE_S = 20.0
 """Shorter than the time for which routers keep an idle TCP connection's translation."""
-LOOK_S = 1.0
+LOOK_S = 5.0
+"""How often it is looked whether one is still connected, or is to be asked, beside being told."""
 """How often it is looked whether the connection is still there; the clock may have jumped, too."""
 PATIENCE_S = 5.0
 DIAL_TIMEOUT_S = 8.0
@@ -106,6 +107,12 @@ class MeetingPoints:
         for kept in self._kept.values():
             kept.wake.set()
 
+    def hung_up(self, peer_id: str) -> None:
+        """The connection to a peer is lost; it may be one of them."""
+        kept = self._kept.get(peer_id)
+        if kept is not None and kept.reached:
+            kept.wake.set()
+
     async def run(self) -> None:
         """Stay in touch until cancelled."""
         async with anyio.create_task_group() as tasks:
@@ -130,6 +137,7 @@ class MeetingPoints:
                 if await self._reach(kept):
                     pause_s = 0.0
                     await self._stay(kept)
+                    kept.wake = anyio.Event()  # what told of the loss does not cut the pause short
                     self._lost(kept)
                 pause_s = min(RETRY_MAX_S, max(RETRY_MIN_S, pause_s * 2))
                 with anyio.move_on_after(pause_s * self._randomness.uniform(0.75, 1.25)):
@@ -170,7 +178,7 @@ class MeetingPoints:
                 kept.wake = anyio.Event()
                 ask_at = self._clock.monotonic() + KEEP_ALIVE_S
                 while not kept.wake.is_set() and self._clock.monotonic() < ask_at:
-                    with anyio.move_on_after(LOOK_S):
+                    with anyio.CancelScope(deadline=next_beat(LOOK_S)):
                         await kept.wake.wait()
                     if not self._swarm.is_connected(kept.point.peer_id):
                         break

@@ -10,7 +10,7 @@ from typing import Annotated
 import anyio
 import msgspec
 
-from sdnet_core.clock import Clock, Randomness
+from sdnet_core.clock import Clock, Randomness, last_beat
 from sdnet_core.errors import (
     AuthenticationFailedError,
     ConflictError,
@@ -44,6 +44,14 @@ _MAX_QUEUED = 64
 _ASK_AFTER = 1.25
 """Keepalive intervals without a sign of the other side after which it is asked for one: its own interval may be
 longer than ours, and then it would be taken for gone while it is only quiet."""
+
+_BEATS = 6
+"""Beats in a keepalive interval: what is due between two of them is said on the first, for all sessions at once."""
+_ANSWER_AFTER = 2 / 3
+"""A keepalive is answered with one if ours would be due after no more than the rest of the interval, so that the two
+sides speak, and wake up, at the same moment."""
+_CALM_RECORDS = 8
+"""When more records than that moved since the last look, the next one comes soon: keys may be used up early."""
 
 _PingNumber = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -167,6 +175,7 @@ class ControlChannel:
         self._end: ControlEnd | None = None
         self._ended = anyio.Event()
         self._scope: anyio.CancelScope | None = None
+        self._look = anyio.Event()
         # Only `_write` sends, so that a caller that gives up never leaves half a record behind.
         self._queue: deque[tuple[bytes, Epoch | None]] = deque()
         self._queued = anyio.Event()
@@ -232,6 +241,10 @@ class ControlChannel:
             raise ConnectionFailedError("The connection to the device has ended.")
         raise NetworkTimeoutError("The device did not answer the ping in time.")
 
+    def look(self) -> None:
+        """Look now whether the session is alive: its time has gone on while the event loop's stood still."""
+        self._look.set()
+
     def rotate(self) -> None:
         """Ask for new keys now. Does nothing while a change of keys is on its way."""
         if self._asked is not None or self._answered is not None or self._confirmed is not None:
@@ -276,7 +289,9 @@ class ControlChannel:
                     pinging.answered = self._clock.monotonic()
                     pinging.event.set()
             case Keepalive():
-                pass
+                speak_from = self._session.traffic.last_sent + _ANSWER_AFTER * self._settings.keepalive_interval_s
+                if self._clock.monotonic() >= speak_from and not self._queue:
+                    self._send(Keepalive())
             case Goodbye():
                 self._stop(ControlEnd(EndReason.PEER_GOODBYE, message.reason))
             case RekeyRequest():
@@ -329,6 +344,7 @@ class ControlChannel:
     def _use(self, epoch: Epoch) -> None:
         self._session.use_epoch(epoch)
         self._rotate_age = self._next_rotate_age()
+        self._look.set()
 
     def _next_rotate_age(self) -> float:
         limits = self._session.limits
@@ -339,9 +355,12 @@ class ControlChannel:
         session, settings = self._session, self._settings
         interval = self._jittered()
         asked = float("-inf")
-        nap_s = settings.keepalive_interval_s / 6
+        beat_s = settings.keepalive_interval_s / _BEATS
+        moved = 0
         while self._end is None:
+            self._look = anyio.Event()
             now = self._clock.monotonic()
+            ahead = anyio.current_time() - now  # of the event loop's time, which stands still while the machine sleeps
             if session.closed:
                 self._stop(ControlEnd(EndReason.LOST, detail="The session was closed."))
                 return
@@ -352,10 +371,10 @@ class ControlChannel:
             if now >= stale_at:
                 self._stop(ControlEnd(EndReason.STALE, detail=f"Nothing heard for {settings.stale_after_s:.0f} s."))
                 return
-            speak_at = session.traffic.last_sent + interval
-            if now >= speak_at:
+            speak_at = last_beat(session.traffic.last_sent + interval + ahead, beat_s)
+            if now + ahead >= speak_at:
                 interval = self._jittered()
-                speak_at = now + interval
+                speak_at = last_beat(now + interval + ahead, beat_s)
                 if not self._queue:
                     self._send(Keepalive())
             ask_at = max(session.traffic.last_received, asked) + _ASK_AFTER * settings.keepalive_interval_s
@@ -368,10 +387,14 @@ class ControlChannel:
             if (now >= rotate_at or session.epoch.half_used) and session.can_rotate:
                 self.rotate()
             await session.end_old_streams()
-            due = min(stale_at, speak_at, ask_at, session.epoch.deadline)
+            due = min(stale_at, ask_at, session.next_end)
             if rotate_at > now:
                 due = min(due, rotate_at)
-            await anyio.sleep(min(max(due - self._clock.monotonic(), 0.001), nap_s))
+            before, moved = moved, session.traffic.records_sent + session.traffic.records_received
+            if moved - before > _CALM_RECORDS:
+                due = min(due, now + beat_s)
+            with anyio.CancelScope(deadline=max(min(due + ahead, speak_at), now + ahead + 0.001)):
+                await self._look.wait()
 
     def _jittered(self) -> float:
         settings = self._settings

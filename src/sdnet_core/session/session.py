@@ -157,6 +157,11 @@ class Session:
         logger.info("the session with %s has new keys, until %.0f", self.peer_id, epoch.keys.expires_at)
 
     @property
+    def next_end(self) -> float:
+        """When the first of the keys in use stop working, monotonic time, seconds."""
+        return min(epoch.deadline for epoch in self._epochs)
+
+    @property
     def can_rotate(self) -> bool:
         """Whether another epoch may begin now."""
         self._forget_old()

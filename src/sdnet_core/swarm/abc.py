@@ -87,6 +87,7 @@ class Path:
     :param relayed: through a relay, which allows only so much.
     :param direction: who made it.
     :param used: how much of what the relay allows is used up, 0 to 1.
+    :param limited: whether the relay has set a limit at all.
     """
 
     address: str
@@ -94,6 +95,7 @@ class Path:
     direction: Direction
     generation: int
     used: float = 0.0
+    limited: bool = False
 
 
 SwarmEvent = Connected | Disconnected | AddressesChanged | PathChanged

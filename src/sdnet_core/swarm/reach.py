@@ -40,8 +40,9 @@ class Reach:
         if best is None:
             return None
         circuit = _circuit(best)
-        used = 0.0 if circuit is None else circuit.used
-        return Path(best.address, best.relayed, best.way, best.generation, used)
+        if circuit is None:
+            return Path(best.address, best.relayed, best.way, best.generation)
+        return Path(best.address, best.relayed, best.way, best.generation, circuit.used, circuit.limited)
 
     async def call(self, address: str, relay: str, peer_id: str) -> Circuit:
         """Make a circuit to a peer, over a connection to the relay that is made if there is none.

@@ -47,6 +47,11 @@ class CircuitStream(ReadWriteCloser):
         self._written_bytes = 0
 
     @property
+    def limited(self) -> bool:
+        """Whether it may not last, or carry, as much as one likes."""
+        return bool(self._limit.duration_s or self._limit.data_bytes)
+
+    @property
     def used(self) -> float:
         """How much of its limits is used up, 0 to 1."""
         shares = [0.0]

@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 
 from ... import node_plugins
-from ...devices import outbox, paths, sessions
+from ...devices import outbox, sessions
 from ...devices.delivery import Priority
 from ...session import Suite
 from ..clock import run_seeded
@@ -107,7 +107,6 @@ def _same_everywhere() -> Iterator[None]:
     with (
         replaced(sessions, "suites_by_speed", lambda: tuple(Suite)),
         replaced(outbox, "MAX_LOOK_S", 3600.0),
-        replaced(paths, "LOOK_S", 600.0),
         replaced(node_plugins, "TASK_CHECK_INTERVAL_S", 3600.0),
     ):
         yield
