@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
@@ -51,6 +53,23 @@ class _Job(Generic[T]):
     done: anyio.Event = field(default_factory=anyio.Event)
     result: T | None = None
     error: BaseException | None = None
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Let the garbage collector rest meanwhile, if it is at work.
+
+    A transaction makes tens of thousands of objects, all without cycles, and lets go of them at its end. The collector
+    would look through them, and all others of the process, again and again: a third of the time of a transaction.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class Replica:
@@ -205,7 +224,7 @@ class Replica:
 
     def _transact(self, jobs: list[_Job[Any]], wants_changes: bool) -> Commit:
         store = self.store
-        with store.changing():
+        with _without_collecting(), store.changing():
             transaction = Transaction(store)
             for job in jobs:
                 if job.work is not None:
