@@ -106,7 +106,14 @@ class _Sdnet:
 @contextmanager
 def _sdnet(home: Path) -> Iterator[Tool]:
     downloads = home / "downloads"
-    with paired_daemons(home, environment={"SDNET_NODE_DOWNLOADS": str(downloads)}) as (alice, bob):
+    # Programs are compiled once, when they are installed or first used, wherever this environment forbids it.
+    environment = {
+        "SDNET_NODE_DOWNLOADS": str(downloads),
+        "PYTHONDONTWRITEBYTECODE": "",
+        "PYTHONPYCACHEPREFIX": str(home / "compiled"),
+    }
+    with paired_daemons(home, environment=environment) as (alice, bob):
+        alice.run("transfers")  # what the command needs is compiled with it
         pids = tuple(daemon.json("status")["pid"] for daemon in (alice, bob))
         yield _Sdnet(alice, downloads, pids)
 
