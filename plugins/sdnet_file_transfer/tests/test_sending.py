@@ -52,6 +52,11 @@ class Stream:
             await self._changed.wait()
         return self._answers.pop(0)
 
+    async def receive_record_into(self, buffer: memoryview) -> int:
+        record = await self.receive_record()
+        buffer[: len(record)] = record
+        return len(record)
+
     async def send_eof(self) -> None:
         self._ended = True
         self._tell()

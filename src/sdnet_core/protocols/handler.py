@@ -37,7 +37,7 @@ class PeerStream(SwarmStream):
     """A stream as handlers get it: sealed end to end for a paired device, Noise only for a stranger.
 
     A byte stream like :class:`~sdnet_core.swarm.abc.SwarmStream`. Sealed streams move whole *records* of up to 1 MiB;
-    `send_record` and `receive_record` give access to them without cutting or joining.
+    `send_record`, `receive_record` and `receive_record_into` give access to them without cutting or joining.
 
     :ivar device: the paired device at the other end, None for a stranger (then only ``peer_id`` is known).
     """
@@ -127,6 +127,23 @@ class PeerStream(SwarmStream):
         data = await inner.receive_record() if isinstance(inner, SealedStream) else await inner.receive()
         self._moved()
         return data
+
+    async def receive_record_into(self, buffer: memoryview) -> int:
+        """Receive one whole record into a buffer, without allocating anything for it.
+
+        :param buffer: of bytes, 1 MiB long.
+        :returns: how many bytes the record has; what is beyond them is undefined.
+        :raises anyio.EndOfStream: the other side ended the stream in order.
+        """
+        inner = self._inner
+        if isinstance(inner, SealedStream):
+            size = await inner.receive_record_into(buffer)
+        else:
+            data = await inner.receive(len(buffer))
+            size = len(data)
+            buffer[:size] = data
+        self._moved()
+        return size
 
     async def send_eof(self) -> None:
         await self._inner.send_eof()

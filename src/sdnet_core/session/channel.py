@@ -35,7 +35,7 @@ _OPEN, _DATA, _END = range(3)
 _HEADER_BYTES = 4
 _READ_BYTES = 65536
 _LARGE_BYTES = 65536
-"""Records from this size on are sealed apart from their header and gathered in a buffer that is used again."""
+"""Records from this size on are handed down as read-only views and gathered in a buffer that is used again."""
 _CLOSE_TIMEOUT_S = 5.0
 
 _Buffer = bytes | bytearray | memoryview
@@ -108,13 +108,6 @@ class _Direction:
         self._cipher.encrypt_into(self._nonce(), cast(bytes, view), self._context + header, target)
         return record
 
-    def seal_apart(self, kind: int, data: _Buffer) -> tuple[bytes, bytes]:
-        """Make a record as header and sealed data: a large one is not copied again on its way down."""
-        view = memoryview(data)
-        self.epoch.count_sent(view.nbytes)
-        header = (kind << 24 | view.nbytes + TAG_BYTES).to_bytes(_HEADER_BYTES, "big")
-        return header, self._cipher.encrypt(self._nonce(), view, self._context + header)
-
     def open(self, header: bytes, sealed: memoryview) -> bytes:
         """Open a record.
 
@@ -127,6 +120,22 @@ class _Direction:
             raise EncryptionError("A sealed record did not open.") from error
         self.epoch.count_received(len(data))
         return data
+
+    def open_into(self, header: bytes, sealed: memoryview, target: memoryview) -> int:
+        """Open a record into a buffer.
+
+        :param target: at least as long as what was sealed.
+        :returns: the bytes of it in use.
+        :raises EncryptionError: as `open`; the buffer is undefined then.
+        """
+        size = sealed.nbytes - TAG_BYTES
+        self.epoch.check_receive()
+        try:
+            self._cipher.decrypt_into(self._nonce(), cast(bytes, sealed), self._context + header, target[:size])
+        except InvalidTag as error:
+            raise EncryptionError("A sealed record did not open.") from error
+        self.epoch.count_received(size)
+        return size
 
     def _nonce(self) -> bytes:
         nonce = self._counter.to_bytes(12, "big")
@@ -300,6 +309,28 @@ class SealedStream(SwarmStream):
                 return data
             return await self._receive_record()
 
+    async def receive_record_into(self, buffer: memoryview) -> int:
+        """Receive one record, as `receive_record` does, into a buffer: nothing is allocated for a large one.
+
+        :param buffer: 1 MiB long, of bytes; what is beyond the number given back is undefined.
+        :returns: how many bytes the record has.
+        :raises ValueError: the buffer is shorter.
+        """
+        if len(buffer) < MAX_RECORD_BYTES:
+            raise ValueError(f"a record holds up to {MAX_RECORD_BYTES} bytes")
+        with self._reading:
+            if self._rest:
+                size = len(self._rest)
+                buffer[:size], self._rest = self._rest, memoryview(b"")
+                return size
+            header, sealed, body = await self._receive_sealed()
+            try:
+                size = self._receiver.open_into(header, sealed, buffer)
+            except EncryptionError as error:
+                await self._fail(error)
+            self._taken(size, body)
+            return size
+
     async def aclose(self) -> None:
         """End our direction if that was not done, and close. Waits at most 5 s for the other side to take it."""
         try:
@@ -357,26 +388,19 @@ class SealedStream(SwarmStream):
 
     async def _send_sealed(self, kind: int, data: _Buffer = b"") -> None:
         """Seal and send one record; the caller holds the lock."""
-        large = len(data) >= _LARGE_BYTES
         try:
-            if large:
-                header, sealed = self._sender.seal_apart(kind, data)
-            else:
-                record = self._sender.seal(kind, data)
+            record = self._sender.seal(kind, data)
         except EncryptionError as error:
             await self._fail(error)
         # The first record carries the preamble along, so that opening a stream costs no frame of its own.
         preamble, self._preamble = self._preamble, b""
-        if large:
-            await self._write(preamble + header)
-            await self._write(sealed)
-            return
         await self._write(bytearray(preamble) + record if preamble else record)
 
     async def _write(self, data: bytes | bytearray) -> None:
         try:
-            # Streams take any buffer; this one is never touched again.
-            await self._inner.send(cast(bytes, data))
+            # Streams take any buffer; this one is never touched again, and a large one need not be copied.
+            item = memoryview(data).toreadonly() if len(data) >= _LARGE_BYTES else data
+            await self._inner.send(cast(bytes, item))
         except BaseException as error:
             # Part of the record may be on its way: nothing behind it would open.
             if self._failure is None:
@@ -388,6 +412,16 @@ class SealedStream(SwarmStream):
             raise
 
     async def _receive_record(self) -> bytes:
+        header, sealed, body = await self._receive_sealed()
+        try:
+            data = self._receiver.open(header, sealed)
+        except EncryptionError as error:
+            await self._fail(error)
+        self._taken(len(data), body)
+        return data
+
+    async def _receive_sealed(self) -> tuple[bytes, memoryview, bytearray | None]:
+        """The header and the sealed part of the next record, and the buffer of ours that this is in, if it is."""
         if self._closed:
             raise anyio.ClosedResourceError("The stream was closed.")
         if self._end_received:
@@ -400,16 +434,21 @@ class SealedStream(SwarmStream):
         try:
             while (sealed := self._gather()) is None:
                 await self._fill()
-            header, body, self._header, self._body = self._header, self._body, b"", None
-            data = self._receiver.open(header, sealed)
-            if body is not None and len(body) >= _LARGE_BYTES:
-                self._spare = body
-        except (ProtocolError, EncryptionError) as error:
+        except ProtocolError as error:
             await self._fail(error)
-        if not data:
+        header, body, self._header, self._body = self._header, self._body, b"", None
+        return header, sealed, body
+
+    def _taken(self, size: int, body: bytearray | None) -> None:
+        """A record was opened.
+
+        :raises anyio.EndOfStream: it is the one that ends the stream.
+        """
+        if body is not None and len(body) >= _LARGE_BYTES:
+            self._spare = body
+        if not size:
             self._end_received = True
             raise anyio.EndOfStream
-        return data
 
     async def _begin(self) -> None:
         """Send the preamble alone: whoever receives first must not wait for data that the other side waits for."""

@@ -70,14 +70,14 @@ class Aead(Protocol):
     def encrypt_into(self, nonce: bytes, data: bytes, associated_data: bytes, buf: memoryview, /) -> int:
         """Seal ``data`` into ``buf``, which is exactly 16 bytes longer."""
 
-    def encrypt(self, nonce: bytes, data: memoryview, associated_data: bytes, /) -> bytes:
-        """Seal ``data``; 16 bytes longer than it."""
-
     def decrypt(self, nonce: bytes, data: memoryview, associated_data: bytes, /) -> bytes:
         """Open sealed data.
 
         :raises cryptography.exceptions.InvalidTag: it does not open.
         """
+
+    def decrypt_into(self, nonce: bytes, data: bytes, associated_data: bytes, buf: memoryview, /) -> int:
+        """Open sealed data into ``buf``, which is exactly 16 bytes shorter; raises as `decrypt`."""
 
 
 class Suite(IntEnum):

@@ -10,9 +10,11 @@ from __future__ import annotations
 from sdnet_core.swarm import _fastecdsa as _fastecdsa
 
 # isort: split
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import Protocol
 
 import trio
@@ -40,11 +42,17 @@ __all__ = ["PROTOCOL_ID", "NoiseSession", "NoiseTransport"]
 PROTOCOL_ID = TProtocol("/noise")
 
 _HANDSHAKE_RECEIVE_BYTES = 8192
-_BUFFER_BYTES = 8 * (PREFIX_BYTES + MAX_PLAINTEXT_BYTES + TAG_BYTES)
-"""What is sealed and sent at a time: eight messages of the largest size."""
-_RECEIVE_BYTES = _BUFFER_BYTES
+_BUFFER_BYTES = 16 * (PREFIX_BYTES + MAX_PLAINTEXT_BYTES + TAG_BYTES)
+"""What is sealed and sent at a time: sixteen messages of the largest size."""
+_RECEIVE_BYTES = _BUFFER_BYTES // 2
 _SMALL_BYTES = 16 * 1024
+_YIELD_BYTES = 256 * 1024
+"""What a connection sends or receives without letting other tasks run."""
+_YIELD_CALL_BYTES = 16 * 1024
+"""What one call counts for at least."""
 _MAX_SPARE_BUFFERS = 4
+_DESCRIPTORS = os.name == "posix"
+"""Whether sockets are read and written as files are."""
 
 
 class _Wire(Protocol):
@@ -52,6 +60,13 @@ class _Wire(Protocol):
 
     async def receive(self, max_bytes: int) -> bytes:
         """Receive some bytes; none at the end."""
+        ...
+
+    async def receive_at_once(self, buffer: memoryview) -> bytes | memoryview:
+        """Receive some bytes, at most as many as the buffer has; none at the end.
+
+        The buffer serves many connections: what it holds is to be used before anything is awaited.
+        """
         ...
 
     async def send_some(self, data: memoryview) -> int:
@@ -64,27 +79,67 @@ class _Wire(Protocol):
 
 
 class _SocketWire:
-    """A TCP connection, without the layers that py-libp2p has on it."""
+    """A TCP connection, without the layers that py-libp2p has on it.
+
+    The system is called without a round of the scheduler for each call. trio's own methods, which make one, serve where
+    a socket is no file descriptor.
+    """
 
     def __init__(self, socket: trio.socket.SocketType) -> None:
         self._socket = socket
+        self._unyielded = 0
 
     async def receive(self, max_bytes: int) -> bytes:
-        # While this waits it holds no buffer: the socket allocates one when there is something to read.
         try:
             return await self._socket.recv(max_bytes)
-        except trio.ClosedResourceError:
+        except (OSError, trio.ClosedResourceError) as exc:
+            return self._received_nothing(exc)
+
+    async def receive_at_once(self, buffer: memoryview) -> bytes | memoryview:
+        if not _DESCRIPTORS:
+            return await self.receive(len(buffer))
+        try:
+            await self._yield()
+            while True:
+                try:
+                    count = os.readv(self._socket.fileno(), [buffer])
+                except BlockingIOError:
+                    self._unyielded = 0
+                    await trio.lowlevel.wait_readable(self._socket.fileno())
+                else:
+                    self._unyielded += max(count, _YIELD_CALL_BYTES)
+                    return buffer[:count]
+        except (OSError, trio.ClosedResourceError) as exc:
+            return self._received_nothing(exc)
+
+    def _received_nothing(self, exc: Exception) -> bytes:
+        if not isinstance(exc, OSError) or self._socket.fileno() < 0:
             return b""
-        except OSError as exc:
-            if self._socket.fileno() < 0:
-                return b""
-            raise ConnectionClosedError(f"The connection was lost: {exc.strerror}.", transport="tcp") from exc
+        raise ConnectionClosedError(f"The connection was lost: {exc.strerror}.", transport="tcp") from exc
 
     async def send_some(self, data: memoryview) -> int:
         try:
-            return await self._socket.send(data)
+            if not _DESCRIPTORS:
+                return await self._socket.send(data)
+            await self._yield()
+            while True:
+                try:
+                    sent = os.write(self._socket.fileno(), data)
+                except BlockingIOError:
+                    self._unyielded = 0
+                    await trio.lowlevel.wait_writable(self._socket.fileno())
+                else:
+                    self._unyielded += max(sent, _YIELD_CALL_BYTES)
+                    return sent
         except (OSError, trio.ClosedResourceError) as exc:
             raise ConnectionClosedError(f"The connection was lost: {exc}.", transport="tcp") from exc
+
+    async def _yield(self) -> None:
+        if self._unyielded >= _YIELD_BYTES:
+            self._unyielded = 0
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
 
     def limit_unsent(self, max_bytes: int) -> None:
         with suppress(OSError):  # closed, or no TCP
@@ -100,6 +155,9 @@ class _ConnectionWire:
 
     async def receive(self, max_bytes: int) -> bytes:
         return await self._connection.read(max_bytes)
+
+    async def receive_at_once(self, buffer: memoryview) -> bytes | memoryview:
+        return await self.receive(len(buffer))
 
     async def send_some(self, data: memoryview) -> int:
         if self._torn:
@@ -124,10 +182,15 @@ def _wire(connection: IRawConnection) -> _Wire:
 
 
 class _Buffers:
-    """Buffers to seal into, lent for one write, so that idle connections hold none."""
+    """Buffers for all connections, so that idle ones hold none: to seal into, lent for one write, and to receive into."""
 
     def __init__(self) -> None:
         self._spare: list[memoryview] = []
+
+    @cached_property
+    def incoming(self) -> memoryview:
+        """What has come in, until something is awaited."""
+        return memoryview(bytearray(_RECEIVE_BYTES))
 
     def borrow(self, size: int) -> memoryview:
         if size <= _SMALL_BYTES:
@@ -170,7 +233,6 @@ class NoiseSession(BaseSession):
         self._sealer = established.sealer
         self._opener = established.opener
         self._buffers = buffers
-        self._receive_bytes = _SMALL_BYTES
         self._reading = ResourceGuard("reading from")
         self._writing = ResourceGuard("writing to")
         self._pending: deque[bytes | memoryview] = deque()
@@ -272,9 +334,7 @@ class NoiseSession(BaseSession):
             # What the handshake has read too many.
             messages = self._opener.take()
             while not messages:
-                data = await self._wire.receive(self._receive_bytes)
-                # Small messages do not have a large buffer made for each of them.
-                self._receive_bytes = _SMALL_BYTES if len(data) < _SMALL_BYTES else _RECEIVE_BYTES
+                data = await self._wire.receive_at_once(self._buffers.incoming)
                 if not data:
                     if not self._opener.whole and not self._closed:
                         raise IncompleteReadError("The connection was closed in the middle of a message.")

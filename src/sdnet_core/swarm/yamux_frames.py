@@ -27,7 +27,7 @@ NOISE_PLAINTEXT_BYTES = 65_519
 """Most plaintext in one Noise message: 65,535 bytes less the 16 of the authentication tag."""
 NOISE_OVERHEAD_BYTES = 18
 """What a Noise message adds to its plaintext: length and authentication tag."""
-BATCH_MESSAGES = 8
+BATCH_MESSAGES = 16
 """So many full Noise messages are sealed and sent at a time."""
 MAX_PAYLOAD_BYTES = BATCH_MESSAGES * NOISE_PLAINTEXT_BYTES - HEADER_BYTES - NOISE_OVERHEAD_BYTES
 """Largest payload we send: with its header in a message of its own it is as long as what is sealed at a time."""

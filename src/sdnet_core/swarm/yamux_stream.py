@@ -82,13 +82,15 @@ class YamuxStream(StreamCore, MuxedStream):
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of ``data``. Cancelling sends some of it, in whole frames, and leaves the stream usable.
 
-        It returns when everything is taken: at most 512 KiB of a stream wait to be sent, none of it without window.
+        It returns when everything is taken: at most 1 MiB of a stream waits to be sent, none of it without window.
 
+        :param data: bytes and read-only views are sent from where they are: what they show must not change any more.
         :raises MuxedStreamReset: the stream was reset, or its connection was lost.
         :raises MuxedStreamClosed: we have ended our direction.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         left: bytes | memoryview = data if isinstance(data, bytes) else memoryview(data)
+        kept = isinstance(left, bytes) or left.readonly
         while True:
             if self._broken is not None:
                 raise MuxedStreamReset(self._broken)
@@ -108,8 +110,8 @@ class YamuxStream(StreamCore, MuxedStream):
                 piece, left = view[:room], view[room:]
             else:
                 piece, left = left, b""
-            # A buffer that its owner may change is copied; bytes are not.
-            self.put(piece if isinstance(data, bytes) else bytes(piece))
+            # A buffer that its owner may change is copied.
+            self.put(piece if kept else bytes(piece))
         await self._yield(len(data))
 
     async def _yield(self, size: int) -> None:

@@ -18,7 +18,7 @@ _FULL_BYTES = _MAX_PENDING_BYTES // 2
 """While more than this waits, a user with more than there is room for waits: it goes on in few large pieces."""
 _MAX_CROWDED_PENDING_BYTES = 16 * 1024
 """The same where all streams of the connection together have taken much."""
-_CROWDED_BYTES = 1024 * 1024
+_CROWDED_BYTES = 2 * 1024 * 1024
 MAX_QUEUED_BYTES = 4 * 1024 * 1024
 """What may wait to be sent in all streams of a connection; only a peer that does not read brings it there."""
 _COALESCE_BYTES = 4096

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -126,6 +127,44 @@ async def test_records_stay_whole(make_pair: MakePair, items: list[bytes], sizes
     assert [await stream.receive_record() for _ in items] == items
     with pytest.raises(anyio.EndOfStream):
         await stream.receive_record()
+
+
+async def receive_into(stream: SealedStream, buffer: bytearray) -> bytes:
+    buffer[:] = bytes(len(buffer))
+    return bytes(memoryview(buffer)[: await stream.receive_record_into(memoryview(buffer))])
+
+
+async def test_records_are_received_into_a_buffer(make_pair: MakePair) -> None:
+    pair = make_pair()
+    items = [b"x", os.urandom(MAX_RECORD_BYTES), b"y" * 100_000, b"rest", b"z"]
+    stream = await accept(pair, await record(pair, *items))
+    buffer = bytearray(MAX_RECORD_BYTES + 1)
+    with pytest.raises(ValueError, match="1048576"):
+        await stream.receive_record_into(memoryview(buffer)[2:])
+    received = [await receive_into(stream, buffer) for _ in range(3)]
+    begun = await stream.receive(1)
+    received.append(begun + await receive_into(stream, buffer))
+    received.append(await stream.receive_record())
+    assert received == items
+    for _ in range(2):
+        with pytest.raises(anyio.EndOfStream):
+            await receive_into(stream, buffer)
+
+
+@given(st.data())
+async def test_a_changed_byte_is_not_received_into_a_buffer(make_pair: MakePair, data: st.DataObject) -> None:
+    pair = make_pair()
+    items = [b"one", b"two" * 50, b"three"]
+    wire = bytearray(await record(pair, *items))
+    wire[data.draw(st.integers(PREAMBLE_BYTES, len(wire) - 1))] ^= data.draw(st.integers(1, 255))
+    stream = await accept(pair, bytes(wire))
+    buffer = bytearray(MAX_RECORD_BYTES)
+    received: list[bytes] = []
+    with pytest.raises(anyio.BrokenResourceError) as caught:  # noqa: PT012 - the byte may be anywhere
+        while True:
+            received.append(await receive_into(stream, buffer))
+    assert received == items[: len(received)]
+    assert isinstance(caught.value.__cause__, NetworkingError)
 
 
 @given(st.data())

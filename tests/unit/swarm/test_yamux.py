@@ -177,7 +177,7 @@ async def test_what_is_sent_at_a_time_follows_the_line_and_the_system_holds_no_m
     assert session.limits == [32_768, 16_384]
     for _ in range(10):
         conn._adapt_batches(slow=False)
-    assert session.limits[2:] == [*(1 << power for power in range(15, 19)), MAX_PAYLOAD_BYTES]
+    assert session.limits[2:] == [*(1 << power for power in range(15, 20)), MAX_PAYLOAD_BYTES]
 
 
 async def test_a_writer_waits_for_the_window_as_long_as_it_takes() -> None:

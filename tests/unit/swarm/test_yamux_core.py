@@ -373,7 +373,7 @@ def transfer(rtt_s: float, bytes_per_s: float, total: int, *, budget: int = 32 *
 @pytest.mark.parametrize(("rtt_s", "mib_per_s"), [(0.1, 50), (0.02, 400), (0.3, 20)])
 def test_windows_grow_to_what_fits_the_line(rtt_s: float, mib_per_s: float) -> None:
     _, took_s = transfer(rtt_s, mib_per_s * MIB, int(mib_per_s * MIB * 4))
-    assert took_s < 4 + 16 * rtt_s
+    assert took_s < 4 + 20 * rtt_s
     assert 4 * mib_per_s * MIB / INITIAL_WINDOW * rtt_s > 3 * took_s  # with the first window it would take much longer
 
 

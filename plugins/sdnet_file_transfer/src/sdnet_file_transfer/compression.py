@@ -94,7 +94,7 @@ def _mean(before: float, now: float) -> float:
     return now if not before else before + _SMOOTH * (now - before)
 
 
-def unpack(record: bytes) -> bytes:
+def unpack(record: bytes | memoryview) -> bytes:
     """The data record that a compressed one stands for.
 
     :raises SerializationError: it does not decompress, or to something else than it says.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import anyio
 
@@ -20,12 +20,15 @@ STALL_S = 60.0
 LAST_WORDS_TIMEOUT_S = 5.0
 """Seconds for a last message to arrive before the stream is closed."""
 
+T = TypeVar("T")
+
 
 class RecordStream(Protocol):
     """What is needed of a stream; `sdnet_core.PeerStream` has it."""
 
     async def send_record(self, data: bytes | bytearray | memoryview) -> None: ...
     async def receive_record(self) -> bytes: ...
+    async def receive_record_into(self, buffer: memoryview) -> int: ...
     async def send_eof(self) -> None: ...
     async def aclose(self) -> None: ...
 
@@ -95,17 +98,25 @@ class Conversation:
         self._moved_at = self._sent_at = anyio.current_time()
 
     async def _receive(self) -> bytes:
-        """The next record.
+        """The next record; raises as `_receive_into`."""
+        return await self._receive_with(self._stream.receive_record)
 
+    async def _receive_into(self, buffer: memoryview) -> int:
+        """Receive the next record into a buffer of the longest record's size.
+
+        :returns: how many bytes it has.
         :raises NetworkTimeoutError: nothing has moved for a long time.
         :raises ConnectionFailedError: the stream ended or broke.
         """
+        return await self._receive_with(lambda: self._stream.receive_record_into(buffer))
+
+    async def _receive_with(self, receive: Callable[[], Awaitable[T]]) -> T:
         began_at = anyio.current_time()
         while True:
             give_up_at = max(began_at, self._moved_at) + STALL_S
             try:
                 with anyio.fail_after(give_up_at - anyio.current_time()):
-                    record = await self._stream.receive_record()
+                    received = await receive()
             except TimeoutError:
                 if self._moved_at + STALL_S > give_up_at:
                     continue  # we have sent something meanwhile
@@ -115,7 +126,7 @@ class Conversation:
             except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
                 raise ConnectionFailedError("The connection was lost.") from error
             self._moved_at = anyio.current_time()
-            return record
+            return received
 
     async def _heartbeat(self) -> None:
         """Say now and then that we are there while we have nothing else to say."""

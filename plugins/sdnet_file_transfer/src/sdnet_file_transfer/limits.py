@@ -188,6 +188,11 @@ class Throttle:
         self._keys = (None,) if device_id is None else (device_id, None)
 
     @property
+    def limited(self) -> bool:
+        """Whether there is a limit now."""
+        return any((bucket := self._buckets.get(key)) is not None and bucket.rate is not None for key in self._keys)
+
+    @property
     def record_bytes(self) -> int:
         """How large records are best now."""
         rates = [bucket.rate for key in self._keys if (bucket := self._buckets.get(key)) is not None]

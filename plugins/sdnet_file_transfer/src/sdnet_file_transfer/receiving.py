@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,6 +22,7 @@ from .conversation import LAST_WORDS_TIMEOUT_S, Conversation, RecordStream, is_t
 from .landing import DiskFullError, Landing, MismatchError
 from .limits import Throttle
 from .machine import Heartbeat, Offered, PeerCancelled, PeerFailed, ReceiverMachine, SentAll
+from .part import PAGE_BYTES, page_memory
 from .sending import Cancelled, Paused
 from .transfer import TransferState
 
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 _QUEUED_RECORDS = 4
 """Records in memory that came and are not written yet; the sender waits then."""
 _OFFER_TIMEOUT_S = 60.0
+_BEFORE_CONTENTS_BYTES = 1 + m.SEGMENT_HEADER.size
+"""What stands in a data record before the contents of its first file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ class Received:
     failed: int
 
 
+_Record: TypeAlias = tuple[memoryview, int]
+"""A buffer, and how much of it is in use."""
 ReceiveOutcome: TypeAlias = Received | PeerCancelled | PeerFailed | Refused | AlreadyReceived | Cancelled | Paused
 
 
@@ -112,6 +117,9 @@ class Receiving(Conversation):
         self._tasks: TaskGroup | None = None
         self._syncing: anyio.Event | None = None
         self._stream_error: NetworkingError | None = None
+        self._spare: list[memoryview] = []
+        """Buffers for records. There are never more than the queued ones, those being written and one being received.
+        """
         self.kept = False
         """After `run`: whether something that has arrived is kept for another attempt."""
 
@@ -180,7 +188,7 @@ class Receiving(Conversation):
             raise error
         for record in self._machine.accept(resume):
             await self._send(record)
-        give, take = anyio.create_memory_object_stream[bytes](_QUEUED_RECORDS)
+        give, take = anyio.create_memory_object_stream[_Record](_QUEUED_RECORDS)
         assert self._tasks is not None
         self._tasks.start_soon(self._guard, self._shovel, give)
         with take:
@@ -195,23 +203,24 @@ class Receiving(Conversation):
         admission.room(landing, offer.total_bytes - landing.done_bytes)
         return resume
 
-    async def _shovel(self, give: MemoryObjectSendStream[bytes]) -> None:
+    async def _shovel(self, give: MemoryObjectSendStream[_Record]) -> None:
         """Receive records while earlier ones are hashed and written."""
         with give:
             while True:
+                buffer = self._spare.pop() if self._spare else _make_buffer()
                 try:
-                    record = await self._receive()
+                    length = await self._receive_into(buffer)
                     if self._throttle is not None:
-                        await self._throttle.wait(len(record))
+                        await self._throttle.wait(length)
                 except NetworkingError as error:  # after the records before it, among which may be the last
                     self._stream_error = error
                     return
                 try:
-                    await give.send(record)
+                    await give.send((buffer, length))
                 except anyio.BrokenResourceError:  # nobody writes any more
                     return
 
-    async def _write(self, take: MemoryObjectReceiveStream[bytes]) -> None:
+    async def _write(self, take: MemoryObjectReceiveStream[_Record]) -> None:
         landing = self._landing
         assert landing is not None
         self._observe(TransferState.TRANSFERRING, landing.done_bytes, landing.done_items)
@@ -224,6 +233,7 @@ class Receiving(Conversation):
                 while True:
                     records.append(take.receive_nowait())
             event, descriptor = await self._run_blocking(self._ingest, landing, records)
+            self._spare += [buffer for buffer, _ in records]
             self._observe(TransferState.TRANSFERRING, landing.done_bytes, landing.done_items)
             if descriptor is not None:
                 await self._sync_behind(descriptor)
@@ -235,11 +245,12 @@ class Receiving(Conversation):
                 return
 
     def _ingest(
-        self, landing: Landing, records: list[bytes]
+        self, landing: Landing, records: Sequence[_Record]
     ) -> tuple[SentAll | PeerCancelled | PeerFailed | None, int | None]:
         """Check, hash and write some records; runs in a thread."""
         ended = None
-        for record in records:
+        for buffer, length in records:
+            record: bytes | memoryview = buffer[:length]
             if record[0] == m.PACKED:
                 record = unpack(record)
             if record[0] == m.DATA:
@@ -314,6 +325,12 @@ class Receiving(Conversation):
             await self._run_blocking(landing.close if self.kept else landing.discard)
         except StorageError as error:
             logger.warning("%s", error)
+
+
+def _make_buffer() -> memoryview:
+    """A buffer for a record, in which the contents of a file begin at a page: the disk takes them from there."""
+    start = PAGE_BYTES - _BEFORE_CONTENTS_BYTES
+    return memoryview(page_memory(PAGE_BYTES + m.MAX_RECORD_BYTES))[start : start + m.MAX_RECORD_BYTES]
 
 
 def _sync_and_close(descriptor: int) -> None:

@@ -163,7 +163,7 @@ class Sending(Conversation):
             self._tasks.start_soon(self._guard, self._fill, reader, take_empty, give_full)
             async for buffer, packed, filled in take_full:
                 record = memoryview(buffer)[: filled.length] if packed is None else packed
-                if self._throttle is not None and not self._stop:
+                if self._throttle is not None and self._throttle.limited and not self._stop:
                     with self._waiting:
                         await self._throttle.wait(len(record))
                     self._waiting = anyio.CancelScope()

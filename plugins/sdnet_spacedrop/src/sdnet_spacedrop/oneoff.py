@@ -64,14 +64,28 @@ class OneOffStream:
         :raises anyio.BrokenResourceError: the stream broke, or the sender cancelled before it had heard the answer.
         """
         record = await self._stream.receive_record()
-        if record[0] & 0xE0 == _MAP:
-            try:
-                cancel: m.SpacedropCancel = decode(record, m.SpacedropCancel, max_bytes=m.MAX_MESSAGE_BYTES)
-            except SerializationError:
-                return record  # the file transfer refuses it
-            self.cancelled = cancel.reason
-            raise anyio.BrokenResourceError
+        self._check(record)
         return record
+
+    async def receive_record_into(self, buffer: memoryview) -> int:
+        """Receive a record of the file transfer into a buffer; raises as `receive_record`.
+
+        :returns: how many bytes it has.
+        """
+        size = await self._stream.receive_record_into(buffer)
+        self._check(buffer[:size])
+        return size
+
+    def _check(self, record: bytes | memoryview) -> None:
+        """:raises anyio.BrokenResourceError: it is the sender's cancellation."""
+        if record[0] & 0xE0 != _MAP:
+            return
+        try:
+            cancel: m.SpacedropCancel = decode(record, m.SpacedropCancel, max_bytes=m.MAX_MESSAGE_BYTES)
+        except SerializationError:
+            return  # the file transfer refuses it
+        self.cancelled = cancel.reason
+        raise anyio.BrokenResourceError
 
     async def send_eof(self) -> None:
         """End our direction."""
