@@ -272,8 +272,7 @@ def _docs(found: dict[str, Any]) -> list[str]:
         "folder to another over loopback, with each program in turn, and compares what arrived with the source. The",
         "time is that of the whole command, of programs that were used before (Python's are compiled then). `sdnet` is",
         "`sdnet send` between two daemons that are paired; when it ends, the files are on the disk, which only it",
-        "waits for. `fastest_encrypted` is the fastest of"
-        f" {', '.join(ENCRYPTED)}.",
+        f"waits for. `fastest_encrypted` is the fastest of {', '.join(ENCRYPTED)}.",
         "`gib10` is 10 GiB, `three` three transfers of 512 MiB at once with pings beside them (`shares`: how far the",
         "least of the three was behind the most), `sealing` the CPU time to seal and open 1 GiB besides what Noise",
         "does.",

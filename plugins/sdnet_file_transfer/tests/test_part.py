@@ -167,7 +167,6 @@ def test_pages_that_a_full_disk_refused_can_be_given_again(tmp_path: Path, monke
     for _ in range(2):
         with pytest.raises(OSError, match="full"):
             made.write(paged(second))
-            made.flush()
     full = False
     made.write(paged(second))
     made.flush()

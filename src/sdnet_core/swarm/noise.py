@@ -182,7 +182,7 @@ def _wire(connection: IRawConnection) -> _Wire:
 
 
 class _Buffers:
-    """Buffers for all connections, so that idle ones hold none: to seal into, lent for one write, and to receive into."""
+    """Buffers for all connections, so that idle ones hold none: lent for one write, and one to receive into."""
 
     def __init__(self) -> None:
         self._spare: list[memoryview] = []
