@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdnet_core.session.channel import MAX_RECORD_BYTES, Preamble, SealedStream, read_preamble
+from sdnet_core.session.channel import MAX_RECORD_BYTES, SealedStream
 from sdnet_core.session.connect import initiate, respond
 from sdnet_core.session.control import (
     ControlChannel,
@@ -14,6 +14,7 @@ from sdnet_core.session.control import (
 from sdnet_core.session.epoch import SessionLimits, Traffic
 from sdnet_core.session.handshake import RefusalReason, SessionRefusedError
 from sdnet_core.session.keys import PROTOCOL_ID, PeerSecret, Role, SessionKeys, Suite, suites_by_speed
+from sdnet_core.session.preamble import Preamble, read_preamble
 from sdnet_core.session.session import Session, SessionTable, keep_ours
 
 __all__ = [

@@ -6,7 +6,6 @@ The byte-exact specification is ``docs/protocol/session.md``.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn, cast
 
@@ -18,18 +17,17 @@ from sdnet_core.errors import (
     AuthenticationFailedError,
     ConnectionFailedError,
     EncryptionError,
-    NetworkTimeoutError,
     ProtocolError,
 )
 from sdnet_core.session.epoch import Epoch
-from sdnet_core.session.keys import EPOCH_ID_BYTES, TAG_BYTES, Role
+from sdnet_core.session.keys import TAG_BYTES, Role
+from sdnet_core.session.preamble import Preamble
 from sdnet_core.swarm.abc import SwarmStream
 
-__all__ = ["MAX_RECORD_BYTES", "PREAMBLE_BYTES", "Preamble", "SealedStream", "read_preamble"]
+__all__ = ["MAX_RECORD_BYTES", "SealedStream"]
 
 MAX_RECORD_BYTES = 1 << 20
 """Most plaintext in one record."""
-PREAMBLE_BYTES = EPOCH_ID_BYTES + 8 + TAG_BYTES
 
 _OPEN, _DATA, _END = range(3)
 _HEADER_BYTES = 4
@@ -39,50 +37,6 @@ _LARGE_BYTES = 65536
 _CLOSE_TIMEOUT_S = 5.0
 
 _Buffer = bytes | bytearray | memoryview
-
-
-@dataclass(frozen=True, slots=True)
-class Preamble:
-    """What stands before the first record of a stream.
-
-    :param epoch_id: whose keys protect the stream, 8 bytes.
-    :param number: of the stream.
-    :param tag: shows that the stream's opener holds its key.
-    """
-
-    epoch_id: bytes
-    number: int
-    tag: bytes
-
-    def encode(self) -> bytes:
-        """The wire form, 32 bytes."""
-        return self.epoch_id + self.number.to_bytes(8, "big") + self.tag
-
-    @classmethod
-    def decode(cls, data: bytes) -> Preamble:
-        """Read the wire form, exactly 32 bytes."""
-        return cls(data[:8], int.from_bytes(data[8:16], "big"), data[16:])
-
-
-async def read_preamble(stream: SwarmStream, *, timeout_s: float = 10.0) -> Preamble:
-    """Read what an inbound sealed stream begins with, and not a byte more.
-
-    :raises NetworkTimeoutError: it did not come whole within ``timeout_s``.
-    :raises ProtocolError: the stream ended before it was whole.
-    :raises ConnectionFailedError: the stream broke.
-    """
-    data = b""
-    try:
-        with anyio.fail_after(timeout_s):
-            while len(data) < PREAMBLE_BYTES:
-                data += await stream.receive(PREAMBLE_BYTES - len(data))
-    except TimeoutError as error:
-        raise NetworkTimeoutError("The other side opened a stream and did not begin.") from error
-    except anyio.EndOfStream as error:
-        raise ProtocolError("The other side ended a stream before it began.") from error
-    except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-        raise ConnectionFailedError("The connection was lost.") from error
-    return Preamble.decode(data)
 
 
 class _Direction:

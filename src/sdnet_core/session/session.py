@@ -8,9 +8,10 @@ from weakref import WeakSet
 
 from sdnet_core.clock import Clock
 from sdnet_core.errors import EncryptionError, ProtocolError
-from sdnet_core.session.channel import Preamble, SealedStream
+from sdnet_core.session.channel import SealedStream
 from sdnet_core.session.epoch import Epoch, SessionLimits, Traffic
 from sdnet_core.session.keys import Role, SessionKeys
+from sdnet_core.session.preamble import Preamble
 from sdnet_core.swarm.abc import SwarmStream
 
 __all__ = ["MAX_EPOCHS", "Session", "SessionTable", "keep_ours"]

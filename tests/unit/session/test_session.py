@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdnet_core.errors import AuthenticationFailedError, EncryptionError, ProtocolError
-from sdnet_core.session.channel import PREAMBLE_BYTES, Preamble
 from sdnet_core.session.epoch import ReplayWindow
 from sdnet_core.session.keys import Role, derive_session_keys
+from sdnet_core.session.preamble import PREAMBLE_BYTES, Preamble
 from sdnet_core.session.session import MAX_EPOCHS, SessionTable, keep_ours
 
 MakePair = Callable[..., Any]
