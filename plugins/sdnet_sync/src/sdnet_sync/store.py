@@ -418,11 +418,12 @@ class Store:
 
     def leaf_entries(self, leaf: int, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """Keys and hashes of the entries in a leaf, those that count for fingerprints."""
-        first = (leaf << (16 - LEAF_BITS)).to_bytes(2, "big")
+        # One lower bound: given two, SQLite may look for the lesser and read all that lies between.
+        first = max((leaf << (16 - LEAF_BITS)).to_bytes(2, "big"), after + b"\x00")
         last = (((leaf + 1) << (16 - LEAF_BITS)) - 1).to_bytes(2, "big") + b"\xff" * 14
         with self.reading() as db:
-            query = "SELECT key, hash FROM entry WHERE key > ? AND key >= ? AND key <= ? AND hash != x''"
-            return db.execute(f"{query} ORDER BY key LIMIT ?", (after, first, last, limit)).fetchall()
+            query = "SELECT key, hash FROM entry WHERE key >= ? AND key <= ? AND hash != x'' ORDER BY key LIMIT ?"
+            return db.execute(query, (first, last, limit)).fetchall()
 
     def counts(self) -> dict[str, int]:
         """Numbers for people: entries, conflicts, deletions, batches in the log, bytes on disk."""
