@@ -15,7 +15,8 @@ from sdnet_core.errors import StorageError
 from sdnet_sync.apply import Applied, apply_batches
 from sdnet_sync.operations import BatchBody, Membership, Operation, Role, SignedBatch, sign_batch
 from sdnet_sync.snapshot import SnapshotReader, SnapshotWriter
-from sdnet_sync.store import NO_HEAD, LibraryKeys, Store
+from sdnet_sync.standing import NO_HEAD
+from sdnet_sync.store import LibraryKeys, Store
 from sdnet_sync.transaction import Transaction
 
 LIBRARY, SECRET = b"L" * 16, b"s" * 32

@@ -20,7 +20,8 @@ from sdnet_sync.machine import MAX_STALLS, Send
 from sdnet_sync.messages import Push
 from sdnet_sync.operations import Delete, Put, SignedBatch, open_batch, sign_batch
 from sdnet_sync.records import SyncRefused
-from sdnet_sync.store import NO_HEAD, Store
+from sdnet_sync.standing import NO_HEAD
+from sdnet_sync.store import Store
 
 from .nodes import contents, eventually, in_step, nodes, service, shared
 from .replicas import forge_batch

@@ -25,7 +25,7 @@ from sdnet_sync.machine import (
 from sdnet_sync.members import MembershipHistory
 from sdnet_sync.messages import Ack, Goodbye, Hello, Pull, Push, SnapshotBegin, SnapshotEnd, SnapshotPage
 from sdnet_sync.operations import SignedBatch
-from sdnet_sync.store import Head, View
+from sdnet_sync.standing import Head, View
 
 LIBRARY = b"L" * 16
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16

@@ -10,7 +10,8 @@ from sdnet_core.errors import AuthenticationFailedError, SerializationError
 
 from .clock import FutureStampError
 from .operations import BatchBody, Membership, Role, SignedBatch, check_signature, open_batch
-from .store import NO_HEAD, Head, Store
+from .standing import NO_HEAD, Head
+from .store import Store
 from .transaction import Transaction, needed_role
 from .vectors import merged
 

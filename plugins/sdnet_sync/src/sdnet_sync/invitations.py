@@ -25,7 +25,7 @@ from .linker import PROTOCOL_NAME
 from .messages import Understood
 from .operations import Membership, Role
 from .replica import Replica
-from .store import NO_HEAD
+from .standing import NO_HEAD
 
 __all__ = ["Invitations", "give_role"]
 

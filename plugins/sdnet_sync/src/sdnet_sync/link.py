@@ -32,7 +32,7 @@ from .messages import AnyLinkMessage, Goodbye, Hello, Signal, SnapshotBegin, Sna
 from .operations import Role, SignedBatch
 from .replica import Commit, Replica
 from .snapshot import SnapshotReader, SnapshotWriter
-from .store import View
+from .standing import View
 from .tasks import Tasks
 from .vectors import covers
 

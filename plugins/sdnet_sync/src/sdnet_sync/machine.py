@@ -30,7 +30,7 @@ from .messages import (
     SnapshotPage,
 )
 from .operations import SignedBatch
-from .store import View
+from .standing import View
 from .vectors import Vector, ahead, merged
 
 __all__ = [

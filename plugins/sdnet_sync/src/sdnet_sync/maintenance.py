@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .operations import Role
-from .store import NO_HEAD, View
+from .standing import NO_HEAD, View
 from .transaction import Transaction
 from .vectors import Vector, minimum
 

@@ -17,7 +17,8 @@ from sdnet_core.errors import NetworkingError, NotRunningError
 
 from .apply import Applied, apply_batches
 from .operations import Operation, SignedBatch
-from .store import Store, View
+from .standing import View
+from .store import Store
 from .transaction import Changed, Transaction
 
 __all__ = ["Commit", "Replica"]

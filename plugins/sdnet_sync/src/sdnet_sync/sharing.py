@@ -25,7 +25,7 @@ from .link import Link
 from .linker import Linker
 from .operations import Role
 from .replica import Commit, Replica
-from .store import View
+from .standing import View
 from .tasks import Tasks
 
 __all__ = ["Sharing", "SignalHandler"]

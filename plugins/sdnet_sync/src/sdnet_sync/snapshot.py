@@ -16,8 +16,9 @@ from .limits import MAX_MESSAGE_BYTES, MAX_PUSH_BYTES
 from .members import RoleWrite
 from .messages import HeadRecord, RoleRecord, SnapshotBegin, SnapshotPage
 from .operations import Role
+from .standing import NO_HEAD, Head
 from .state import EntryState, Write, decode_foreign_states, merge_states
-from .store import NO_HEAD, Head, Store
+from .store import Store
 from .transaction import Transaction
 from .vectors import merged
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,13 +23,14 @@ from .clock import HybridClock
 from .fingerprints import LeafSums
 from .limits import LEAF_BITS
 from .members import MembershipHistory, RoleWrite
-from .operations import GENESIS, Membership, Role, SignedBatch
+from .operations import Membership, Role, SignedBatch
 from .schema import open_database, reported
 from .sealing import RowSealer, entry_key, tag_of
+from .standing import Head, View
 from .state import EntryState, decode_state
 from .vectors import Vector
 
-__all__ = ["Head", "LibraryKeys", "Store", "View"]
+__all__ = ["LibraryKeys", "Store"]
 
 STRATEGY_KIND = "$strategy"
 UNIQUE_KIND = "$unique"
@@ -51,52 +52,6 @@ class LibraryKeys:
     row_key: bytes = field(repr=False)
     founder: bytes
     founder_key: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """How far one author's chain goes here.
-
-    :param hash: of its last batch.
-    :param stamp: of its last operation.
-    :param seen: what it had seen of others by then.
-    :param base: batches up to this one are no longer in the log.
-    :param written: its last batch that holds operations.
-    """
-
-    sequence: int = 0
-    hash: bytes = GENESIS
-    stamp: int = 0
-    seen: Vector = field(default_factory=dict)
-    base: int = 0
-    written: int = 0
-
-
-NO_HEAD = Head()
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A library's standing after some commit; never changes.
-
-    :param loading: a snapshot is being taken in.
-    :param rebuild: what we hold is not what the others have agreed on; a snapshot is needed.
-    :param root: fingerprint of all entries.
-    """
-
-    heads: Mapping[bytes, Head]
-    members: MembershipHistory
-    root: Callable[[], bytes]
-    loading: bool
-    rebuild: bool
-    settings: Mapping[str, Mapping[str, Any]]
-    unique: Mapping[str, tuple[str, ...]]
-    name: str
-
-    @property
-    def vector(self) -> dict[bytes, int]:
-        """How much we have of each author."""
-        return {author: head.sequence for author, head in self.heads.items() if head.sequence}
 
 
 class Store:

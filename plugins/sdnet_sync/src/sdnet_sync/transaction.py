@@ -15,8 +15,9 @@ from .fingerprints import entry_hash
 from .limits import MAX_BATCH_BYTES, MAX_BATCH_OPERATIONS
 from .members import RoleWrite
 from .operations import BatchBody, Delete, EntryOperation, Membership, Operation, Put, Role, sign_batch
+from .standing import NO_HEAD, Head
 from .state import EntryState, encode_state
-from .store import LIBRARY_KIND, NO_HEAD, STRATEGY_KIND, UNIQUE_KIND, Head, Store
+from .store import LIBRARY_KIND, STRATEGY_KIND, UNIQUE_KIND, Store
 from .vectors import Vector, merged
 
 __all__ = ["SETTINGS", "Changed", "Transaction", "needed_role", "size_of"]
