@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,6 +27,8 @@ from sdnet_file_transfer import (
     SingleSend,
     TransferState,
 )
+from sdnet_file_transfer import receiving as receiving_module
+from sdnet_file_transfer.part import page_memory
 
 from .conftest import Tree, read_tree
 
@@ -223,3 +227,28 @@ async def test_what_a_crash_left_is_removed(tmp_path: Path) -> None:
         await files.clear_single(ID, pair.target)
         assert [path.name for path in pair.target.iterdir()] == ["other.txt"]
         await files.clear_single(ID, pair.target / "missing")
+
+
+async def test_buffers_are_let_go_of_when_a_transfer_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[object]] = []
+
+    def watched(size: int) -> object:
+        memory = page_memory(size)
+        made.append(weakref.ref(memory))
+        return memory
+
+    monkeypatch.setattr(receiving_module, "page_memory", watched)
+    file = tmp_path / "large"
+    file.write_bytes(os.urandom(12 << 20))
+    gc.disable()
+    try:
+        async with ends(tmp_path) as pair:
+            receiving = pair.receive()
+            _, received = await both(pair.send(file), receiving)
+            assert received.state is TransferState.COMPLETED
+            # Whoever still knows the transfer keeps none but the one that was waited with when it ended.
+            assert len(made) >= 2
+            assert sum(ref() is not None for ref in made) <= 1
+    finally:
+        gc.enable()
+    assert (tmp_path / "target" / "large").read_bytes() == file.read_bytes()

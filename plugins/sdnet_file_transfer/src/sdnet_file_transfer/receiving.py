@@ -142,6 +142,7 @@ class Receiving(Conversation):
         finally:
             with anyio.CancelScope(shield=True):
                 await self._let_go()
+            self._spare.clear()  # at once: this object lives until the garbage is collected
         await self._say_last()
         if self._outcome is None:
             self._raise_error()
