@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, I
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import anyio.lowlevel
+
 from sdnet_core.errors import InvalidRequestError, NotFoundError, RefusedError
 
 from .folders.entries import LOCATION_KIND
@@ -134,6 +136,8 @@ class Library:
                 if len(portions) >= WRITTEN_TOGETHER:
                     await self.replica.write_all(portions)
                     portions = []
+                else:
+                    await anyio.lowlevel.checkpoint()  # putting one together takes milliseconds
             operations.append(operation)
             size += added
             count += 1
