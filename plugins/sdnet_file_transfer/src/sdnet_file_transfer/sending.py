@@ -184,12 +184,14 @@ class Sending(Conversation):
         give_full: MemoryObjectSendStream[_Full],
     ) -> None:
         with take_empty, give_full, contextlib.suppress(anyio.BrokenResourceError):  # nobody sends any more
+            at_once = 1  # the other side gets to work with the first one
             async for buffer in take_empty:
                 buffers = [buffer]
                 # As many as are not waiting to be sent. None will be free any more once a transfer is cancelled.
                 with contextlib.suppress(anyio.EndOfStream):
-                    while len(buffers) < _FILLED_AT_ONCE:
+                    while len(buffers) < at_once:
                         buffers.append(await take_empty.receive())
+                at_once = min(at_once + 1, _FILLED_AT_ONCE)
                 room = m.MAX_RECORD_BYTES if self._throttle is None else self._throttle.record_bytes
                 filled_all = await self._run_blocking(self._fill_and_pack, reader, buffers, room)
                 for buffer, (packed, filled) in zip(buffers, filled_all, strict=False):
