@@ -64,7 +64,7 @@ def open_database(path: Path, *, writable: bool = True) -> sqlite3.Connection:
             pragmas += ["cache_size = -48000" if writable else "cache_size = -4000", "temp_store = MEMORY"]
             if writable:
                 # Keys are hashes: between two checkpoints the same pages of their index change again and again.
-                pragmas += ["wal_autocheckpoint = 8000", "journal_size_limit = 67108864"]
+                pragmas += ["wal_autocheckpoint = 16000", "journal_size_limit = 67108864"]
             else:
                 pragmas.append("query_only = 1")
             for pragma in pragmas:
