@@ -152,8 +152,6 @@ async def _large(pair: Pair, size: int, folder: Path, limits: Limits) -> None:
     there = await _until_there(pair, file, copy)
     limits["one_byte_in_a_gib_moved"] = there["bytes"] / _MIB, "MiB", None, 2
     limits["one_byte_in_a_gib_visible"] = there["at"] - began, "s", None, None
-    for path in (file, copy):
-        path.unlink()
 
 
 async def _until_there(pair: Pair, file: Path, copy: Path) -> dict[str, float]:
