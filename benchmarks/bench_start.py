@@ -43,7 +43,7 @@ UNITS = {
     "memory_per_device": "MiB",
     "kdf_calls": "calls",
     "idle_cpu": "% of a core",
-    "idle_cpu_cold": "% of a core",
+    "idle_cpu_warm": "% of a core",
 }
 RATIOS = [
     Ratio(
@@ -200,11 +200,10 @@ def measure_idle(figures: Figures, work: Path, rounds: int, look_s: float) -> No
             time.sleep(0.2)
         time.sleep(min(10.0, look_s))
         pid = told["pid"]
-        memory = resident_mib(pid)
-        figures.add("idle", "10_connected", UNITS, idle_cpu_cold=_share(pid, look_s), memory=memory)
+        for _ in range(rounds):
+            figures.add("idle", "10_connected", UNITS, idle_cpu=_share(pid, look_s), memory=resident_mib(pid))
         with kept_in_memory(pid):
-            for _ in range(rounds):
-                figures.add("idle", "10_connected", UNITS, idle_cpu=_share(pid, look_s))
+            figures.add("idle", "10_connected", UNITS, idle_cpu_warm=_share(pid, look_s))
     for _ in range(rounds):
         with peer("libp2p") as (told, _):
             figures.add("idle", "import_of_libp2p", UNITS, memory=resident_mib(told["pid"]))
@@ -263,9 +262,9 @@ def _docs(found: dict[str, Any]) -> list[str]:
         "What the figures are: `until_ready` is the time from the start of the process until the local API answers,",
         "`imports` that of a process that imports the same modules and ends, `beyond_imports` the difference;",
         "`memory` is resident memory, a few seconds after the start; `idle_cpu` is over a minute, keepalives included.",
-        "Some machines take the memory of programs that rest, virtual ones without the system's knowledge, and what it",
-        "costs to get it back counts as the program's own time. `idle_cpu` is of a node whose memory another process",
-        "reads twice a second, `idle_cpu_cold` of one that is left alone.",
+        "On some machines the same work costs many times as much after a few seconds of rest, and that counts as",
+        "the program's own time: `idle_cpu_warm` is of the same node while another process reads its memory twice",
+        "a second.",
     ]
 
 

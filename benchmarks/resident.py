@@ -1,8 +1,7 @@
 """Keeps the memory of a process at hand while it rests.
 
-Some machines take the memory of programs that rest, virtual ones without the knowledge of the system that runs in them.
-What it costs to get it back counts as the program's own time: the same work can take twenty times as long after a few
-seconds of rest as it takes when it is done again at once.
+On some virtual machines the same work costs up to twenty times as much after a few seconds of rest as when it is done
+again at once, probably since the host takes memory that rests. That counts as the program's own time.
 """
 
 from __future__ import annotations

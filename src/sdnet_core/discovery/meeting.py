@@ -26,8 +26,7 @@ MAX_KEPT = 4
 KEEP_ALIVE_S = 20.0
 """Shorter than the time for which routers keep an idle TCP connection's translation."""
 LOOK_S = 5.0
-"""How often it is looked whether one is still connected, or is to be asked, beside being told."""
-"""How often it is looked whether the connection is still there; the clock may have jumped, too."""
+"""How often it is looked whether one is still connected, or is to be asked, beside being told: the clock may jump."""
 PATIENCE_S = 5.0
 DIAL_TIMEOUT_S = 8.0
 RETRY_MIN_S = 0.5
