@@ -19,6 +19,7 @@ from sdnet_core.errors import (
     EncryptionError,
     ProtocolError,
 )
+from sdnet_core.session.buffers import LARGE_BYTES, Incoming, sealing_buffer
 from sdnet_core.session.epoch import Epoch
 from sdnet_core.session.keys import TAG_BYTES, Role
 from sdnet_core.session.preamble import Preamble
@@ -31,9 +32,6 @@ MAX_RECORD_BYTES = 1 << 20
 
 _OPEN, _DATA, _END = range(3)
 _HEADER_BYTES = 4
-_READ_BYTES = 65536
-_LARGE_BYTES = 65536
-"""Records from this size on are handed down as read-only views and gathered in a buffer that is used again."""
 _CLOSE_TIMEOUT_S = 5.0
 
 _Buffer = bytes | bytearray | memoryview
@@ -50,16 +48,16 @@ class _Direction:
         self._context = epoch.keys.epoch_id + number.to_bytes(8, "big")
         self._counter = 0
 
-    def seal(self, kind: int, data: _Buffer = b"") -> bytearray:
-        """Make a record: header and sealed data in one buffer that nobody else holds."""
+    def seal(self, kind: int, data: _Buffer = b"") -> memoryview:
+        """Make a record: header and sealed data in one buffer."""
         view = memoryview(data)
         self.epoch.count_sent(view.nbytes)
         length = view.nbytes + TAG_BYTES
         header = (kind << 24 | length).to_bytes(_HEADER_BYTES, "big")
-        record = bytearray(_HEADER_BYTES + length)
+        size = _HEADER_BYTES + length
+        record = sealing_buffer(size) if size >= LARGE_BYTES else memoryview(bytearray(size))
         record[:_HEADER_BYTES] = header
-        target = memoryview(record)[_HEADER_BYTES:]
-        self._cipher.encrypt_into(self._nonce(), cast(bytes, view), self._context + header, target)
+        self._cipher.encrypt_into(self._nonce(), cast(bytes, view), self._context + header, record[_HEADER_BYTES:])
         return record
 
     def open(self, header: bytes, sealed: memoryview) -> bytes:
@@ -133,19 +131,15 @@ class SealedStream(SwarmStream):
         self._failure: BaseException | None = None
         self._end_sent = False
         self._end_received = False
-        # Bytes from below: `_chunk` from `_offset` on. A record that spans chunks is gathered in `_body`.
-        self._chunk = b""
-        self._offset = 0
+        self._incoming = Incoming()
         self._header = b""
-        self._body: bytearray | None = None
-        self._spare: bytearray | None = None
-        self._filled = 0
+        """Of the record that comes, once it is here."""
         # What is left of a record that `receive` handed out in part.
         self._rest = memoryview(b"")
 
     def feed(self, data: bytes) -> None:
         """Take bytes of the stream below that were read already; done before anything is received."""
-        self._chunk = data
+        self._incoming.feed(data)
 
     def check_opening(self, preamble: Preamble) -> None:
         """Check that the opener holds the stream's key; done once, before anything is received.
@@ -277,12 +271,12 @@ class SealedStream(SwarmStream):
                 size = len(self._rest)
                 buffer[:size], self._rest = self._rest, memoryview(b"")
                 return size
-            header, sealed, body = await self._receive_sealed()
+            header, sealed = await self._receive_sealed()
             try:
                 size = self._receiver.open_into(header, sealed, buffer)
             except EncryptionError as error:
                 await self._fail(error)
-            self._taken(size, body)
+            self._opened(size)
             return size
 
     async def aclose(self) -> None:
@@ -295,10 +289,12 @@ class SealedStream(SwarmStream):
             pass  # the stream is gone anyway
         finally:
             self._closed = True
+            self._incoming.close()
             await self._inner.aclose()
 
     async def reset(self) -> None:
         self._closed = True
+        self._incoming.close()
         with anyio.CancelScope(shield=True):
             await self._inner.reset()
 
@@ -348,12 +344,12 @@ class SealedStream(SwarmStream):
             await self._fail(error)
         # The first record carries the preamble along, so that opening a stream costs no frame of its own.
         preamble, self._preamble = self._preamble, b""
-        await self._write(bytearray(preamble) + record if preamble else record)
+        await self._write(preamble + record if preamble else record)
 
-    async def _write(self, data: bytes | bytearray) -> None:
+    async def _write(self, data: bytes | memoryview) -> None:
         try:
-            # Streams take any buffer; this one is never touched again, and a large one need not be copied.
-            item = memoryview(data).toreadonly() if len(data) >= _LARGE_BYTES else data
+            # Streams take any buffer; a large one is not touched while there is a view of it, and need not be copied.
+            item = data.toreadonly() if isinstance(data, memoryview) and len(data) >= LARGE_BYTES else data
             await self._inner.send(cast(bytes, item))
         except BaseException as error:
             # Part of the record may be on its way: nothing behind it would open.
@@ -366,16 +362,16 @@ class SealedStream(SwarmStream):
             raise
 
     async def _receive_record(self) -> bytes:
-        header, sealed, body = await self._receive_sealed()
+        header, sealed = await self._receive_sealed()
         try:
             data = self._receiver.open(header, sealed)
         except EncryptionError as error:
             await self._fail(error)
-        self._taken(len(data), body)
+        self._opened(len(data))
         return data
 
-    async def _receive_sealed(self) -> tuple[bytes, memoryview, bytearray | None]:
-        """The header and the sealed part of the next record, and the buffer of ours that this is in, if it is."""
+    async def _receive_sealed(self) -> tuple[bytes, memoryview]:
+        """The header and the sealed part of the next record; `_opened` follows."""
         if self._closed:
             raise anyio.ClosedResourceError("The stream was closed.")
         if self._end_received:
@@ -386,20 +382,21 @@ class SealedStream(SwarmStream):
             await self._begin()
         await anyio.lowlevel.checkpoint_if_cancelled()
         try:
-            while (sealed := self._gather()) is None:
-                await self._fill()
+            if not self._header:
+                self._header = bytes(self._incoming.take(_HEADER_BYTES) or await self._take(_HEADER_BYTES))
+            size = _sealed_size(self._header)
+            sealed = self._incoming.take(size) or await self._take(size)
         except ProtocolError as error:
             await self._fail(error)
-        header, body, self._header, self._body = self._header, self._body, b"", None
-        return header, sealed, body
+        header, self._header = self._header, b""
+        return header, sealed
 
-    def _taken(self, size: int, body: bytearray | None) -> None:
+    def _opened(self, size: int) -> None:
         """A record was opened.
 
         :raises anyio.EndOfStream: it is the one that ends the stream.
         """
-        if body is not None and len(body) >= _LARGE_BYTES:
-            self._spare = body
+        self._incoming.used()
         if not size:
             self._end_received = True
             raise anyio.EndOfStream
@@ -411,53 +408,38 @@ class SealedStream(SwarmStream):
                 preamble, self._preamble = self._preamble, b""
                 await self._write(preamble)
 
-    async def _fill(self) -> None:
-        missing = 0 if self._body is None else len(self._body) - self._filled
-        try:
-            if self._body is not None and missing >= _LARGE_BYTES:
-                self._filled += await self._inner.receive_into(memoryview(self._body)[self._filled :])
-                return
-            chunk = await self._inner.receive(max(missing, _READ_BYTES))
-        except anyio.EndOfStream:
-            raise ProtocolError("The stream was cut off.") from None
-        except anyio.ClosedResourceError as error:
-            if self._closed:
-                raise
-            raise anyio.BrokenResourceError("The stream below was closed.") from error
-        self._chunk, self._offset = chunk, 0
+    async def _take(self, size: int) -> memoryview:
+        """The next bytes of the stream below.
 
-    def _gather(self) -> memoryview | None:
-        """The sealed part of the next record, its header in `_header`; None if more bytes are needed.
-
-        :raises ProtocolError: the header is not one of a record.
+        :raises ProtocolError: it ended before.
         """
-        if self._body is None:
-            if len(self._header) < _HEADER_BYTES:
-                header = self._chunk[self._offset : self._offset + _HEADER_BYTES - len(self._header)]
-                self._header += header
-                self._offset += len(header)
-                if len(self._header) < _HEADER_BYTES:
-                    return None
-            kind, length = self._header[0], int.from_bytes(self._header[1:], "big")
-            size = length - TAG_BYTES
-            if not (kind == _DATA and 0 < size <= MAX_RECORD_BYTES) and not (kind == _END and size == 0):
-                raise ProtocolError("The stream holds something that is not a sealed record.")
-            if len(self._chunk) - self._offset >= length:
-                sealed = memoryview(self._chunk)[self._offset : self._offset + length]
-                self._offset += length
-                return sealed
-            spare, self._spare = self._spare, None
-            self._body = spare if spare is not None and len(spare) == length else bytearray(length)
-            self._filled = 0
-        part = memoryview(self._chunk)[self._offset : self._offset + len(self._body) - self._filled]
-        self._body[self._filled : self._filled + len(part)] = part
-        self._filled += len(part)
-        self._offset += len(part)
-        return memoryview(self._body) if self._filled == len(self._body) else None
+        while (data := self._incoming.take(size)) is None:
+            try:
+                await self._incoming.receive(self._inner, size)
+            except anyio.EndOfStream:
+                raise ProtocolError("The stream was cut off.") from None
+            except anyio.ClosedResourceError as error:
+                if self._closed:
+                    raise
+                raise anyio.BrokenResourceError("The stream below was closed.") from error
+        return data
 
     async def _fail(self, cause: ProtocolError | EncryptionError) -> NoReturn:
         if self._failure is None:
             self._failure = cause
+        self._incoming.close()
         with anyio.CancelScope(shield=True):
             await self._inner.reset()
         raise anyio.BrokenResourceError(str(cause)) from cause
+
+
+def _sealed_size(header: bytes) -> int:
+    """How long the sealed part of a record is.
+
+    :raises ProtocolError: that is no record's header.
+    """
+    kind, length = header[0], int.from_bytes(header[1:], "big")
+    size = length - TAG_BYTES
+    if not (kind == _DATA and 0 < size <= MAX_RECORD_BYTES) and not (kind == _END and size == 0):
+        raise ProtocolError("The stream holds something that is not a sealed record.")
+    return length

@@ -23,6 +23,7 @@ __all__ = [
     "Disconnected",
     "Path",
     "PathChanged",
+    "ReceiveBuffer",
     "StreamHandler",
     "Swarm",
     "SwarmEvent",
@@ -101,6 +102,36 @@ class Path:
 SwarmEvent = Connected | Disconnected | AddressesChanged | PathChanged
 
 
+class ReceiveBuffer:
+    """Memory into which a stream receives.
+
+    :ivar memory: of bytes.
+    :ivar end: how much of it is filled. Whoever receives may move what is there, and set this.
+    """
+
+    __slots__ = ("end", "memory")
+
+    def __init__(self, memory: memoryview) -> None:
+        self.memory = memory
+        self.end = 0
+
+    @property
+    def room(self) -> int:
+        """How many bytes fit in."""
+        return len(self.memory) - self.end
+
+    def put(self, data: bytes | bytearray | memoryview) -> int:
+        """Put as much as fits behind what is there.
+
+        :returns: how many bytes.
+        """
+        end = self.end
+        count = min(len(data), len(self.memory) - end)
+        self.memory[end : end + count] = data if count == len(data) else memoryview(data)[:count]
+        self.end = end + count
+        return count
+
+
 class SwarmStream(ByteStream):
     """One bidirectional stream to a peer, authenticated and encrypted by the connection below.
 
@@ -124,14 +155,14 @@ class SwarmStream(ByteStream):
     def generation(self) -> int:
         """The :attr:`Connected.generation` of the connection the stream runs on."""
 
-    async def receive_into(self, buffer: memoryview) -> int:
-        """Receive at least one byte, and as many as are here and fit. Raises what ``receive()`` does.
+    async def receive_into(self, buffer: ReceiveBuffer, end: int) -> None:
+        """Receive into a buffer until it is filled up to ``end``, which is within it. Raises what ``receive()`` does.
 
-        :returns: how many were written to the start of ``buffer``.
+        Whether this is cancelled or not, what has come is in it. More may come into it at any time, until it is full;
+        everything else must be received into the same buffer.
         """
-        data = await self.receive(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+        while buffer.end < end:
+            buffer.put(await self.receive(buffer.room))
 
     @abstractmethod
     async def reset(self) -> None:

@@ -38,7 +38,7 @@ from multiaddr import Multiaddr
 from ..errors import ConnectionFailedError, NetworkTimeoutError, ProtocolError, TransportError
 from . import hardening
 from ._events import EventQueue
-from .abc import AddressesChanged, Direction, Path, StreamHandler, Swarm, SwarmEvent, SwarmStream
+from .abc import AddressesChanged, Direction, Path, ReceiveBuffer, StreamHandler, Swarm, SwarmEvent, SwarmStream
 from .connection import Connection
 from .dcutr import HolePuncher
 from .dialler import Dialler
@@ -93,10 +93,10 @@ class Libp2pStream(SwarmStream):
             except (MuxedStreamEOF, MuxedStreamClosed, MuxedStreamReset) as exc:
                 raise _ended(exc) from exc
 
-    async def receive_into(self, buffer: memoryview) -> int:
+    async def receive_into(self, buffer: ReceiveBuffer, end: int) -> None:
         with self._reading:
             try:
-                return await self._muxed.read_into(buffer)
+                await self._muxed.read_into(buffer, end)
             except (MuxedStreamEOF, MuxedStreamClosed, MuxedStreamReset) as exc:
                 raise _ended(exc) from exc
 

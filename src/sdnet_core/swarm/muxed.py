@@ -13,6 +13,8 @@ import trio
 from libp2p.abc import IMuxedConn, IMuxedStream
 from libp2p.peer.id import ID
 
+from .abc import ReceiveBuffer
+
 __all__ = ["MuxedConnection", "MuxedStream", "OwnSecurity"]
 
 
@@ -36,15 +38,15 @@ class MuxedStream(IMuxedStream):
         What was written is sent first, what was not read is dropped.
         """
 
-    async def read_into(self, buffer: memoryview) -> int:
-        """Receive at least one byte, and as many as are here and fit.
+    async def read_into(self, buffer: ReceiveBuffer, end: int) -> None:
+        """Receive into a buffer until it is filled up to ``end``, which is within it.
 
-        :returns: how many.
+        Cancelled or not, what has come is in it. More may come into it at any time, until it is full.
+
         :raises MuxedStreamError: as ``read``.
         """
-        data = await self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+        while buffer.end < end:
+            buffer.put(await self.read(buffer.room))
 
     async def __aenter__(self) -> MuxedStream:
         return self

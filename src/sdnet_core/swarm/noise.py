@@ -33,7 +33,7 @@ from libp2p.security.noise.exceptions import NoiseFailure
 from multiaddr import Multiaddr
 
 from ..ciphers import aes_is_faster
-from .noise_core import MAX_PLAINTEXT_BYTES, PREFIX_BYTES, TAG_BYTES, NoiseError, Sealer
+from .noise_core import MAX_PLAINTEXT_BYTES, PREFIX_BYTES, TAG_BYTES, NoiseError, Sealer, Sink
 from .noise_handshake import Established, NoiseHandshake, make_payload
 from .tcp import limit_unsent
 
@@ -202,6 +202,19 @@ class _Buffers:
             self._spare.append(buffer)
 
 
+class _Pending(deque[bytes | memoryview]):
+    """Plaintexts that were received and not read."""
+
+    def receive(self, data: bytes) -> None:
+        self.append(data)
+
+    def place(self, size: int) -> memoryview | None:
+        return None
+
+    def placed(self, size: int) -> None:
+        raise AssertionError
+
+
 class NoiseSession(BaseSession):
     """A secured connection. One task may read while another writes.
 
@@ -235,7 +248,7 @@ class NoiseSession(BaseSession):
         self._buffers = buffers
         self._reading = ResourceGuard("reading from")
         self._writing = ResourceGuard("writing to")
-        self._pending: deque[bytes | memoryview] = deque()
+        self._pending = _Pending()
         self._buffer: memoryview | None = None
         self._unsent = memoryview(b"")
         self._closed = False
@@ -259,19 +272,18 @@ class NoiseSession(BaseSession):
         with self._writing:
             if self._closed:
                 raise ConnectionClosedError("The connection is closed.")
+            if max(map(len, plaintexts), default=0) > MAX_PLAINTEXT_BYTES:
+                raise ValueError("That does not fit one Noise message.")
             await self._flush()
             done = 0
             while done < len(plaintexts):
-                first, size = done, 0
-                while done < len(plaintexts):
-                    if len(plaintexts[done]) > MAX_PLAINTEXT_BYTES:
-                        raise ValueError("That does not fit one Noise message.")
-                    more = Sealer.sealed_bytes(plaintexts[done : done + 1])
-                    if size + more > _BUFFER_BYTES and size:
-                        break
-                    size += more
-                    done += 1
-                self._seal(plaintexts[first:done], size)
+                size = Sealer.sealed_bytes(plaintexts[done:] if done else plaintexts)
+                end = len(plaintexts)
+                while size > _BUFFER_BYTES:
+                    end -= 1
+                    size -= Sealer.sealed_bytes(plaintexts[end : end + 1])
+                self._seal(plaintexts[done:end], size)
+                done = end
                 await self._flush()
 
     def _seal(self, plaintexts: Sequence[bytes | bytearray | memoryview], size: int) -> None:
@@ -306,9 +318,12 @@ class NoiseSession(BaseSession):
             return b""
         with self._reading:
             if not self._pending:
-                self._pending.extend(await self._receive())
-                if not self._pending:
-                    return b""
+                try:
+                    if not await self._receive(self._pending):
+                        return b""
+                except DecryptionFailedException:
+                    if not self._pending:  # else it is the next call's
+                        raise
             message = self._pending.popleft()
             if n is not None and 0 < n < len(message):
                 view = memoryview(message)
@@ -316,33 +331,33 @@ class NoiseSession(BaseSession):
                 message = view[:n]
             return bytes(message)
 
-    async def read_messages(self) -> list[bytes]:
-        """Receive the plaintexts of all messages that one call to the system brings.
+    async def deliver(self, sink: Sink) -> bool:
+        """Hand over the plaintexts of all messages that one call to the system brings.
 
-        :returns: at least one; none when the other side has closed.
+        :returns: whether there was any; there is none when the other side has closed.
         :raises IOException: as :meth:`read`.
         """
         with self._reading:
-            if self._pending:
-                pending = [bytes(message) for message in self._pending]
-                self._pending.clear()
-                return pending
-            return await self._receive()
+            if not self._pending:
+                return await self._receive(sink)
+            while self._pending:
+                sink.receive(bytes(self._pending.popleft()))
+            return True
 
-    async def _receive(self) -> list[bytes]:
+    async def _receive(self, sink: Sink) -> bool:
         try:
             # What the handshake has read too many.
-            messages = self._opener.take()
-            while not messages:
+            received = self._opener.deliver(sink)
+            while not received:
                 data = await self._wire.receive_at_once(self._buffers.incoming)
                 if not data:
                     if not self._opener.whole and not self._closed:
                         raise IncompleteReadError("The connection was closed in the middle of a message.")
-                    return []
-                messages = self._opener.feed(data)
+                    return False
+                received = self._opener.deliver(sink, data)
         except NoiseError as exc:
             raise DecryptionFailedException(str(exc)) from exc
-        return messages
+        return True
 
     async def close(self) -> None:
         """Close the connection."""

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import struct
 from collections.abc import Sequence
+from typing import Protocol, cast
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -27,6 +28,7 @@ __all__ = [
     "NoiseError",
     "Opener",
     "Sealer",
+    "Sink",
     "XXHandshake",
 ]
 
@@ -48,6 +50,7 @@ _AES_REKEY_MESSAGES = 1 << 22
 """So many messages, 2^34 blocks at most, are under one AES key: nobody's chance to tell them from noise is above 2^-60
 (draft-irtf-cfrg-aead-limits, section 5.1)."""
 _PREFIX = struct.Struct("!H")
+_FORGED = "A message is not authentic."
 
 
 class NoiseError(Exception):
@@ -90,6 +93,17 @@ class CipherState:
         nonce = self._next_nonce()
         self._aead.encrypt_into(nonce, plaintext, None, out)
 
+    def decrypt_into(self, ciphertext: bytes | bytearray | memoryview, out: memoryview) -> None:
+        """Open one message into ``out``, which is 16 bytes shorter than it and undefined if this fails.
+
+        :raises NoiseError: as :meth:`decrypt`.
+        """
+        nonce = self._next_nonce()
+        try:
+            self._aead.decrypt_into(nonce, cast(bytes, ciphertext), None, out)
+        except InvalidTag:
+            raise NoiseError(_FORGED) from None
+
     def decrypt(self, ciphertext: bytes | bytearray | memoryview, associated_data: bytes | None = None) -> bytes:
         """Open one message.
 
@@ -99,7 +113,7 @@ class CipherState:
         try:
             return self._aead.decrypt(nonce, ciphertext, associated_data)
         except InvalidTag:
-            raise NoiseError("A message is not authentic.") from None
+            raise NoiseError(_FORGED) from None
 
 
 class AesCipherState(CipherState):
@@ -298,11 +312,12 @@ class Sealer:
         :raises NoiseError: the key is used up.
         """
         at = 0
+        encrypt_into = self._cipher.encrypt_into
         for plaintext in plaintexts:
             size = len(plaintext) + TAG_BYTES
             _PREFIX.pack_into(out, at, size)
             at += PREFIX_BYTES
-            self._cipher.encrypt_into(plaintext, out[at : at + size])
+            encrypt_into(plaintext, out[at : at + size])
             at += size
         return at
 
@@ -385,6 +400,25 @@ class Framer:
         self._at = 0
 
 
+class Sink(Protocol):
+    """What takes plaintexts."""
+
+    def receive(self, data: bytes) -> None:
+        """Take the next plaintext."""
+        ...
+
+    def place(self, size: int) -> memoryview | None:
+        """The place, exactly so long, where the next ``size`` bytes of plaintext are wanted; None if it is not known.
+
+        If there is one, ``placed`` follows when they are there.
+        """
+        ...
+
+    def placed(self, size: int) -> None:
+        """What `place` was asked for is in its place."""
+        ...
+
+
 class Opener:
     """Opens what comes in after the handshake.
 
@@ -403,35 +437,31 @@ class Opener:
         """Whether everything that came in was whole messages."""
         return self._framer.empty
 
-    def feed(self, data: bytes | bytearray | memoryview) -> list[bytes]:
-        """Take in bytes and return the plaintexts of the messages that are complete, without the empty ones.
+    def deliver(self, sink: Sink, data: bytes | bytearray | memoryview = b"") -> bool:
+        """Take in bytes and hand over the plaintexts of the messages that are complete, without the empty ones.
 
-        What comes before a message that is refused is returned; the call after that raises.
-
-        :raises NoiseError: a message is not the next one of the other side; nothing is opened any more.
+        :returns: whether there was any.
+        :raises NoiseError: a message is not the next one of the other side; those before it were handed over, and
+            nothing is opened any more.
         """
-        self._check()
-        self._framer.feed(data)
-        return self.take()
-
-    def take(self) -> list[bytes]:
-        """Open what is complete of the bytes that are here already.
-
-        :raises NoiseError: as :meth:`feed`.
-        """
-        self._check()
-        opened: list[bytes] = []
-        try:
-            while (message := self._framer.next()) is not None:
-                plaintext = self._cipher.decrypt(message)
-                if plaintext:
-                    opened.append(plaintext)
-        except NoiseError as exc:
-            self._refused = exc
-            if not opened:
-                raise
-        return opened
-
-    def _check(self) -> None:
         if self._refused is not None:
             raise NoiseError(str(self._refused))
+        if data:
+            self._framer.feed(data)
+        any_yet = False
+        try:
+            while (message := self._framer.next()) is not None:
+                size = len(message) - TAG_BYTES
+                place = sink.place(size) if size > 0 else None
+                if place is not None:
+                    self._cipher.decrypt_into(message, place)
+                    sink.placed(size)
+                elif plaintext := self._cipher.decrypt(message):
+                    sink.receive(plaintext)
+                else:
+                    continue
+                any_yet = True
+        except NoiseError as exc:
+            self._refused = exc
+            raise
+        return any_yet

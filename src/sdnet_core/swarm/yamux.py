@@ -75,8 +75,9 @@ class Yamux(MuxedConnection):
         self.on_fail: Callable[[], None] | None = None
         self._max_waiting = max_waiting_streams
         self._waiting: deque[YamuxStream] = deque()
-        # Waited for by one task each, so one lot serves the rare waits: to accept, to open, to have sent everything.
-        self._changed = trio.lowlevel.ParkingLot()
+        self._accepting = trio.lowlevel.ParkingLot()
+        self._opening = trio.lowlevel.ParkingLot()
+        self._flushing = trio.lowlevel.ParkingLot()
         self._wake = trio.lowlevel.ParkingLot()
         self._writing = False
         self._batch_bytes = 4 * _MIN_BATCH_BYTES
@@ -132,7 +133,7 @@ class Yamux(MuxedConnection):
         """
         await trio.lowlevel.checkpoint()
         while self.core.can_open and self.core.unacknowledged >= _MAX_UNACKNOWLEDGED:
-            await self._changed.park()
+            await self._opening.park()
         if not self.core.can_open:
             raise MuxedStreamError(self.failure or "The peer takes no more streams on this connection.")
         return self.core.open()
@@ -146,7 +147,7 @@ class Yamux(MuxedConnection):
         while not self._waiting:
             if self.failure is not None:
                 raise MuxedConnUnavailable(self.failure)
-            await self._changed.park()
+            await self._accepting.park()
         return self._waiting.popleft()
 
     async def start(self) -> None:
@@ -172,7 +173,7 @@ class Yamux(MuxedConnection):
                 self.core.go_away()
                 with trio.move_on_after(_FLUSH_S):
                     while self.failure is None and (self.core.has_output or self._writing):
-                        await self._changed.park()
+                        await self._flushing.park()
             self.core.fail("The connection was closed by this side.")
             await self._close_secured()
 
@@ -204,7 +205,7 @@ class Yamux(MuxedConnection):
             stream.abort("Too many streams wait to be accepted.")
             return
         self._waiting.append(stream)
-        self._changed.unpark_all()
+        self._accepting.unpark_all()
 
     def _failed(self) -> None:
         if self.on_fail is not None:
@@ -212,7 +213,8 @@ class Yamux(MuxedConnection):
             self.on_fail()
         self._waiting.clear()
         self.event_closed.set()
-        self._changed.unpark_all()
+        for waiting in (self._accepting, self._opening, self._flushing):
+            waiting.unpark_all()
 
     # The two tasks.
 
@@ -221,7 +223,7 @@ class Yamux(MuxedConnection):
             while self.failure is None:
                 pieces = self.core.next_output(self._batch_bytes)
                 if not pieces:
-                    self._changed.unpark_all()
+                    self._flushing.unpark_all()
                     await self._wake.park()
                     continue
                 self._writing = True
@@ -252,14 +254,9 @@ class Yamux(MuxedConnection):
 
     async def _read_task(self, scope: trio.CancelScope) -> None:
         try:
-            while self.failure is None:
-                messages = await self._receive()
-                if not messages:
-                    break
-                for message in messages:
-                    self.core.receive(message)
+            while self.failure is None and await self._receive():
                 if self.core.unacknowledged < _MAX_UNACKNOWLEDGED:
-                    self._changed.unpark_all()
+                    self._opening.unpark_all()
             self.core.fail("The peer closed the connection.")
         except Exception as exc:
             self.core.fail(f"The connection was lost ({_name(exc)}).")
@@ -268,11 +265,12 @@ class Yamux(MuxedConnection):
                 logger.debug("the connection to %s: %s", self.peer_id, self.failure)
             scope.cancel()
 
-    async def _receive(self) -> Sequence[bytes]:
+    async def _receive(self) -> bool:
         if isinstance(self.secured_conn, NoiseSession):
-            return await self.secured_conn.read_messages()
-        data = await self.secured_conn.read(None)
-        return [data] if data else []
+            return await self.secured_conn.deliver(self.core)
+        if data := await self.secured_conn.read(None):
+            self.core.receive(data)
+        return bool(data)
 
 
 def _name(exc: Exception) -> str:

@@ -269,16 +269,30 @@ class YamuxCore(Generic[S]):
                 if self._body_stream is not None:
                     self._body_stream.feed(_cut(data, at, at + size))
                 at += size
-                self._body_left -= size
-                if not self._body_left:
-                    stream, self._body_stream = self._body_stream, None
-                    self._end_flags(stream, self._body_flags)
+                self._body_received(size)
             elif end - at < HEADER_BYTES:
                 self._partial = data[at:]
                 return
             else:
                 self._frame(*HEADER.unpack_from(data, at))
                 at += HEADER_BYTES
+
+    def _body_received(self, size: int) -> None:
+        self._body_left -= size
+        if not self._body_left:
+            stream, self._body_stream = self._body_stream, None
+            self._end_flags(stream, self._body_flags)
+
+    def place(self, size: int) -> memoryview | None:
+        """The place where the next ``size`` bytes are wanted, if they are payload that somebody waits for."""
+        stream = self._body_stream
+        return stream.place(size) if stream is not None and size <= self._body_left else None
+
+    def placed(self, size: int) -> None:
+        """What :meth:`place` was asked for is in its place."""
+        if self._body_stream is not None:
+            self._body_stream.placed(size)
+        self._body_received(size)
 
     def _frame(self, version: int, kind: int, flags: int, stream_id: int, length: int) -> None:
         if version != 0 or kind > GO_AWAY or flags & ~KNOWN_FLAGS:

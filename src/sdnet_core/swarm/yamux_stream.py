@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 from libp2p.stream_muxer.exceptions import MuxedStreamClosed, MuxedStreamEOF, MuxedStreamReset
 
+from .abc import ReceiveBuffer
 from .muxed import MuxedStream
 from .yamux_window import StreamCore
 
@@ -27,7 +28,7 @@ _YIELD_CALL_BYTES = 8 * 1024
 class YamuxStream(StreamCore, MuxedStream):
     """One stream. One task may read while another writes."""
 
-    __slots__ = ("_readers", "_unyielded", "_writers", "muxed_conn")
+    __slots__ = ("_readers", "_unyielded", "_wanted", "_writers", "muxed_conn")
 
     muxed_conn: Yamux
 
@@ -37,9 +38,13 @@ class YamuxStream(StreamCore, MuxedStream):
         self._readers = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
         self._unyielded = _YIELD_BYTES
+        self._wanted = 0
 
     def readable(self) -> None:
-        self._readers.unpark_all()
+        buffer = self._buffer
+        ended = self._fin_received or self._read_closed or self._broken is not None
+        if ended or buffer is None or buffer.end >= self._wanted:
+            self._readers.unpark_all()
 
     def writable(self) -> None:
         self._writers.unpark_all()
@@ -57,17 +62,19 @@ class YamuxStream(StreamCore, MuxedStream):
         await self._yield(len(data))
         return data
 
-    async def read_into(self, buffer: memoryview) -> int:
-        """Receive at least one byte, and as many as are here and fit.
+    async def read_into(self, buffer: ReceiveBuffer, end: int) -> None:
+        """Receive into a buffer until it is filled up to ``end``. What comes later goes into it too.
 
-        :returns: how many.
         :raises MuxedStreamError: as :meth:`read`.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        while not (count := self.take_into(buffer)):
+        before = buffer.end
+        self.fill(buffer)
+        self._wanted = end
+        while buffer.end < end:
             await self._await_data()
-        await self._yield(count)
-        return count
+            before = buffer.end
+        await self._yield(buffer.end - before)
 
     async def _await_data(self) -> None:
         if self._read_closed:
@@ -112,7 +119,8 @@ class YamuxStream(StreamCore, MuxedStream):
                 piece, left = left, b""
             # A buffer that its owner may change is copied.
             self.put(piece if kept else bytes(piece))
-        await self._yield(len(data))
+        # What was not copied took no time, and there is only so much room for it without waiting.
+        await self._yield(0 if kept else len(data))
 
     async def _yield(self, size: int) -> None:
         self._unyielded += max(size, _YIELD_CALL_BYTES)

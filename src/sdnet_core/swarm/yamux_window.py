@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from .abc import ReceiveBuffer
 from .yamux_frames import FIN, INITIAL_WINDOW, MAX_PAYLOAD_BYTES, MAX_SEND_WINDOW, MAX_WINDOW, RST, WINDOW_UPDATE
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class StreamCore:
 
     __slots__ = (
         "_broken",
+        "_buffer",
         "_chunks",
         "_consumed",
         "_epoch_began",
@@ -74,6 +76,8 @@ class StreamCore:
         self._epoch_bytes = 0
         self._chunks: deque[bytes | bytearray | memoryview] = deque()
         self._head = 0
+        self._buffer: ReceiveBuffer | None = None
+        """Where everything goes that comes in, while it has room; nothing is in chunks then."""
         self._fin_received = False
         self._read_closed = False
         self._broken: str | None = None
@@ -164,6 +168,12 @@ class StreamCore:
             return
         if self._broken is not None or self._fin_received:
             return
+        if self._buffer is not None:
+            count = self._buffer.put(data)
+            self._put_into_buffer(count)
+            if count == len(data):
+                return
+            data = memoryview(data)[count:]
         self.count_unread(len(data))
         last = self._chunks[-1] if self._chunks else b""
         if isinstance(last, bytearray) and len(last) < _COALESCE_BYTES:
@@ -189,28 +199,44 @@ class StreamCore:
         self._taken(len(data))
         return data
 
-    def take_into(self, target: memoryview) -> int:
-        """Fill a buffer with what has come in, as far as that goes.
-
-        :returns: how many bytes.
-        """
-        done = 0
-        while self._chunks and done < len(target):
+    def fill(self, buffer: ReceiveBuffer) -> None:
+        """Put what has come in into a buffer, and what comes in until it is full."""
+        while self._chunks and buffer.room:
             chunk = self._chunks[0]
-            count = min(len(chunk) - self._head, len(target) - done)
-            target[done : done + count] = memoryview(chunk)[self._head : self._head + count]
-            done += count
+            count = buffer.put(memoryview(chunk)[self._head :])
             self._head += count
             if self._head == len(chunk):
                 self._chunks.popleft()
                 self._head = 0
-        if done:
-            self._taken(done)
-        return done
+            self._taken(count)
+        self._buffer = buffer if buffer.room else None
+
+    def place(self, size: int) -> memoryview | None:
+        """Where the next bytes go, if they all go into a buffer; :meth:`placed` says that they are there."""
+        buffer = self._buffer
+        if buffer is None or buffer.room < size:
+            return None
+        ended = self._read_closed or self._fin_received or self._broken is not None
+        return None if ended else buffer.memory[buffer.end : buffer.end + size]
+
+    def placed(self, size: int) -> None:
+        """Bytes were put where :meth:`place` has said."""
+        assert self._buffer is not None
+        self._buffer.end += size
+        self._put_into_buffer(size)
+
+    def _put_into_buffer(self, size: int) -> None:
+        if self._buffer is not None and not self._buffer.room:
+            self._buffer = None
+        self._consume(size)
+        self.readable()
 
     def _taken(self, size: int) -> None:
-        self._consumed += size
         self.count_unread(-size)
+        self._consume(size)
+
+    def _consume(self, size: int) -> None:
+        self._consumed += size
         if self._consumed * 2 >= self._target_window and not self._fin_received and self._broken is None:
             self._grant()
 
