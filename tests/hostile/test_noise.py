@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sdnet_core.swarm.noise_core import AesCipherState, CipherState, NoiseError, Opener, Sealer
 from sdnet_core.swarm.noise_handshake import NoiseHandshake, make_payload
+from tests.sinks import Kept
 
 # isort: split
 from libp2p.crypto.ed25519 import create_new_key_pair
@@ -146,13 +147,12 @@ def sealed_messages(plaintexts: list[bytes], kind: type[CipherState]) -> list[by
 def receive(data: bytes, kind: type[CipherState]) -> tuple[list[bytes], bool]:
     """What a receiver gives out of some bytes before the end, and whether it thinks all is well then."""
     opener = Opener(kind(b"k" * 32))
-    opened: list[bytes] = []
+    kept = Kept()
     try:
-        opened += opener.feed(data)
-        opener.take()
+        opener.deliver(kept, data)
     except NoiseError:
-        return opened, False
-    return opened, opener.whole
+        return kept, False
+    return kept, opener.whole
 
 
 ciphers = pytest.mark.parametrize("kind", [CipherState, AesCipherState])

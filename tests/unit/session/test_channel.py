@@ -434,14 +434,15 @@ async def test_only_one_task_receives(make_pair: MakePair, tape: Any) -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_reading_asks_for_no_more_than_a_record(make_pair: MakePair) -> None:
+async def test_reading_asks_for_no_more_than_there_is_room_for(make_pair: MakePair) -> None:
     pair = make_pair()
     wire = await record(pair, bytes(MAX_RECORD_BYTES))
     in_tape = type(pair.initiator_tape)(pair.responder.peer_id, [wire])
     theirs = pair.responder.accept(in_tape, await read_preamble(in_tape))
     assert in_tape.largest_request == PREAMBLE_BYTES
     assert len(await theirs.receive_record()) == MAX_RECORD_BYTES
-    assert in_tape.largest_request <= MAX_RECORD_BYTES + 16
+    # A large record is received into a buffer with room for two and a half: what comes behind it is taken along.
+    assert in_tape.largest_request <= 5 * MAX_RECORD_BYTES // 2
 
 
 async def test_keys_that_have_expired_protect_nothing(make_pair: MakePair) -> None:

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from sdnet_core.swarm.noise import PROTOCOL_ID, NoiseSession, NoiseTransport
 from sdnet_core.swarm.noise_core import MAX_PLAINTEXT_BYTES, CipherState, Sealer
+from tests.sinks import Kept, delivered
 
 # isort: split
 from libp2p.abc import ISecureConn, ISecureTransport
@@ -88,7 +89,7 @@ async def read_all(session: ISecureConn, size: int) -> bytes:
 
 
 async def read_to_the_end(session: NoiseSession) -> None:
-    while await session.read_messages():
+    while await session.deliver(Kept()):
         pass
 
 
@@ -162,14 +163,14 @@ async def test_messages_keep_their_borders_and_come_several_at_a_time() -> None:
             calls = 0
             with trio.fail_after(5):
                 while len(received) < len(messages):
-                    received += await listener.read_messages()
+                    received += await delivered(listener)
                     calls += 1
         assert received == messages
         await dialler.write_messages([b"x", b"y", b"z"])
-        assert await listener.read_messages() == [b"x", b"y", b"z"]
+        assert await delivered(listener) == [b"x", b"y", b"z"]
         await dialler.write_messages([b"x", b"y", b"z"])
         assert await listener.read() == b"x"
-        assert await listener.read_messages() == [b"y", b"z"]
+        assert await delivered(listener) == [b"y", b"z"]
 
 
 async def test_a_read_takes_no_more_than_asked_for() -> None:
@@ -203,13 +204,13 @@ async def test_cancelled_writes_leave_the_channel_in_step() -> None:
             if number % 20 == 19:
                 with trio.move_on_after(0.01):
                     while True:
-                        received += await listener.read_messages()
+                        received += await delivered(listener)
         assert cancelled > 100
         async with trio.open_nursery() as nursery:
             nursery.start_soon(dialler.write, b"end")
             with trio.fail_after(10):
                 while not received or received[-1] != b"end":
-                    received += await listener.read_messages()
+                    received += await delivered(listener)
         numbers = [int.from_bytes(message[:4], "big") for message in received[:-1]]
         assert all(message == message[:4] * 15_000 for message in received[:-1])
         assert numbers == sorted(numbers)
@@ -264,7 +265,7 @@ async def test_an_orderly_end() -> None:
         await dialler.close()
         assert await listener.read() == b"last words"
         assert await listener.read() == b""
-        assert await listener.read_messages() == []
+        assert await delivered(listener) == []
         assert await dialler.read() == b""
         with pytest.raises(ConnectionClosedError):
             await dialler.write(b"x")
@@ -344,7 +345,7 @@ async def test_one_reader_and_one_writer_at_a_time() -> None:
             nursery.start_soon(dialler.read)
             await trio.testing.wait_all_tasks_blocked()
             with pytest.raises(anyio.BusyResourceError):
-                await dialler.read_messages()
+                await delivered(dialler)
             nursery.cancel_scope.cancel()
 
 

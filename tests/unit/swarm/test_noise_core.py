@@ -24,6 +24,7 @@ from sdnet_core.swarm.noise_core import (
     Sealer,
     XXHandshake,
 )
+from tests.sinks import Kept, opened
 
 # What cacophony (Haskell) and snow (Rust) publish for this protocol; their other vectors are for other protocols.
 VECTORS = json.loads(Path(__file__).with_name("noise_xx_vectors.json").read_text(encoding="utf-8"))
@@ -218,14 +219,14 @@ def seal(sealer: Sealer, plaintexts: list[bytes]) -> bytes:
 def test_messages_of_every_size_that_matters() -> None:
     sealer, opener = channel()
     plaintexts = [bytes(size) for size in (1, 15, 16, 17, MAX_PLAINTEXT_BYTES - 1, MAX_PLAINTEXT_BYTES)]
-    assert opener.feed(seal(sealer, plaintexts)) == plaintexts
+    assert opened(opener, seal(sealer, plaintexts)) == plaintexts
     assert opener.whole
 
 
 def test_empty_messages_count_but_are_not_given_out() -> None:
     sealer, opener = channel()
-    assert opener.feed(seal(sealer, [b"", b"a", b"", b"b"])) == [b"a", b"b"]
-    assert opener.feed(seal(sealer, [b""])) == []
+    assert opened(opener, seal(sealer, [b"", b"a", b"", b"b"])) == [b"a", b"b"]
+    assert opened(opener, seal(sealer, [b""])) == []
     assert opener.whole
 
 
@@ -234,14 +235,14 @@ def test_pieces_of_any_size(plaintexts: list[bytes], sizes: list[int]) -> None:
     sealer, opener = channel()
     sealed = seal(sealer, plaintexts)
     ends = {Sealer.sealed_bytes(plaintexts[:count]) for count in range(len(plaintexts) + 1)}
-    opened: list[bytes] = []
+    kept = Kept()
     at = turn = 0
     while at < len(sealed):
         assert opener.whole == (at in ends)
         size = sizes[turn % len(sizes)]
-        opened += opener.feed(sealed[at : at + size])
+        opener.deliver(kept, sealed[at : at + size])
         at, turn = at + size, turn + 1
-    assert opened == plaintexts
+    assert kept == plaintexts
     assert opener.whole
 
 
@@ -249,17 +250,17 @@ def test_what_comes_before_a_refused_message_is_given_out() -> None:
     sealer, opener = channel()
     sealed = bytearray(seal(sealer, [b"one", b"two", b"three"]))
     sealed[2 + 19 + 2] ^= 1
-    assert opener.feed(sealed) == [b"one"]
-    with pytest.raises(NoiseError):
-        opener.take()
-    with pytest.raises(NoiseError):
-        opener.feed(b"")
+    kept = Kept()
+    for data in (sealed, b"", seal(sealer, [b"four"])):
+        with pytest.raises(NoiseError):
+            opener.deliver(kept, data)
+    assert kept == [b"one"]
 
 
 @pytest.mark.parametrize("size", range(16))
 def test_messages_without_room_for_a_tag_are_refused(size: int) -> None:
     with pytest.raises(NoiseError):
-        channel()[1].feed(bytes([0, size]) + bytes(size))
+        channel()[1].deliver(Kept(), bytes([0, size]) + bytes(size))
 
 
 def test_an_announced_length_can_be_limited() -> None:

@@ -18,6 +18,7 @@ from sdnet_core.swarm.noise_handshake import (
     make_payload,
     verify_payload,
 )
+from tests.sinks import opened
 
 # isort: split
 from libp2p.crypto import ed25519, rsa, secp256k1
@@ -95,7 +96,7 @@ def test_both_sides_learn_who_the_other_is(piece_bytes: int) -> None:
         assert other.established is not None
         out = memoryview(bytearray(23))
         one.established.sealer.seal_into([b"hello"], out)
-        assert other.established.opener.feed(out) == [b"hello"]
+        assert opened(other.established.opener, out) == [b"hello"]
 
 
 def test_the_same_keys_give_the_same_bytes() -> None:
@@ -122,7 +123,7 @@ def test_aes_is_used_if_both_want_it(ours: bool, theirs: bool) -> None:
         assert isinstance(one.established.sealer._cipher, AesCipherState) == (ours and theirs)
         out = memoryview(bytearray(23))
         one.established.sealer.seal_into([b"hello"], out)
-        assert other.established.opener.feed(out) == [b"hello"]
+        assert opened(other.established.opener, out) == [b"hello"]
 
 
 def test_what_we_add_to_the_payload_is_an_extension_that_others_skip() -> None:
@@ -147,8 +148,8 @@ def test_data_right_behind_the_last_message_is_not_lost() -> None:
     initiator.established.sealer.seal_into([b"early"], out)
     assert responder.receive(last + bytes(out[:20])) == b""
     assert responder.established is not None
-    assert responder.established.opener.take() == []
-    assert responder.established.opener.feed(out[20:]) == [b"early"]
+    assert opened(responder.established.opener) == []
+    assert opened(responder.established.opener, out[20:]) == [b"early"]
 
 
 def test_a_wrong_peer_is_refused_before_it_learns_who_we_are() -> None:

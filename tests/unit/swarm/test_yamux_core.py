@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdnet_core.swarm.abc import ReceiveBuffer
+from sdnet_core.swarm.noise_core import MAX_PLAINTEXT_BYTES
 from sdnet_core.swarm.yamux_core import YamuxCore
 from sdnet_core.swarm.yamux_frames import (
     GO_AWAY_PROTOCOL_ERROR,
@@ -20,6 +22,7 @@ from sdnet_core.swarm.yamux_frames import (
     NOISE_PLAINTEXT_BYTES,
 )
 from sdnet_core.swarm.yamux_window import StreamCore
+from tests.sinks import Sealed
 
 DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
 SYN, ACK, FIN, RST = 1, 2, 4, 8
@@ -34,6 +37,7 @@ class Side:
     core: YamuxCore[StreamCore]
     wire: bytearray = field(default_factory=bytearray)
     accepted: list[StreamCore] = field(default_factory=list)
+    noise: Sealed = field(default_factory=Sealed)
 
 
 class Clock:
@@ -85,6 +89,7 @@ class Model:
         self.sides = [make(True, self.clock), make(False, self.clock)]
         self.streams: list[dict[int, StreamCore]] = [{}, {}]
         self.channels: dict[tuple[int, int], Channel] = {}
+        self.buffers: dict[tuple[int, int], ReceiveBuffer] = {}
         self.reset: set[int] = set()
 
     def step(self) -> None:
@@ -121,12 +126,22 @@ class Model:
     def take(self, side: int) -> None:
         stream = self.some_stream(side)
         if stream is not None:
-            if self.random.randrange(2):
-                data = stream.take(self.random.choice([None, 1, 1000, 65536]))
-            else:
-                buffer = bytearray(self.random.choice([1, 1000, 65536, 400_000]))
-                data = bytes(buffer[: stream.take_into(memoryview(buffer))])
-            self.channels[1 - side, stream.stream_id].received += data
+            self.take_from(side, stream)
+
+    def take_from(self, side: int, stream: StreamCore) -> int:
+        """Read some; from the stream itself, unless there is a buffer that everything goes into."""
+        buffer = self.buffers.pop((side, stream.stream_id), None)
+        if buffer is None and self.random.randrange(2):
+            data = stream.take(self.random.choice([None, 1, 1000, 65536]))
+        else:
+            buffer = buffer or ReceiveBuffer(memoryview(bytearray(self.random.choice([1, 1000, 65536, 400_000]))))
+            stream.fill(buffer)
+            data = bytes(buffer.memory[: buffer.end])
+            if buffer.room:
+                buffer.end = 0
+                self.buffers[side, stream.stream_id] = buffer
+        self.channels[1 - side, stream.stream_id].received += data
+        return len(data)
 
     def finish(self, side: int) -> None:
         stream = self.some_stream(side)
@@ -147,7 +162,11 @@ class Model:
         here = self.sides[side]
         size = self.random.choice([1, 13, 500, 65_519, 10 * MIB])
         data, here.wire = bytes(here.wire[:size]), here.wire[size:]
-        here.core.receive(data)
+        if self.random.randrange(2):
+            here.core.receive(data)
+        else:
+            size = self.random.choice([100, 5000, MAX_PLAINTEXT_BYTES])
+            here.noise.deliver([data[at : at + size] for at in range(0, len(data), size)], here.core)
         for stream in here.accepted:
             self.streams[side][stream.stream_id] = stream
         here.accepted.clear()
@@ -177,8 +196,8 @@ class Model:
                 while self.sides[side].wire:
                     self.deliver(side)
                 for stream in self.streams[side].values():
-                    while data := stream.take():
-                        self.channels[1 - side, stream.stream_id].received += data
+                    while self.take_from(side, stream):
+                        pass
             idle = 0 if moved or sum(len(c.received) for c in self.channels.values()) > before else idle + 1
 
     def finish_everything(self) -> None:
