@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 from collections import deque
 
+import anyio
+
 from sdnet_core.swarm.abc import ReceiveBuffer, SwarmStream
 
 __all__ = ["LARGE_BYTES", "Incoming", "sealing_buffer"]
@@ -78,12 +80,14 @@ class Incoming:
     It lies in the pieces in which it came, until there is a large record; then in a buffer.
     """
 
-    __slots__ = ("_buffer", "_data", "_kept", "_start")
+    __slots__ = ("_buffer", "_closed", "_data", "_lender", "_start")
 
     def __init__(self) -> None:
         self._data = memoryview(b"")
         self._buffer: ReceiveBuffer | None = None
-        self._kept = False
+        self._lender: _Lender | None = None
+        """Where the buffer goes back to, if it is kept."""
+        self._closed = False
         self._start = 0
         """Where in the buffer what is not used begins."""
 
@@ -112,11 +116,16 @@ class Incoming:
         """What was taken is not needed any more."""
         if self._buffer is not None and self._start == self._buffer.end:
             self._start = self._buffer.end = 0
-            if not self._kept:
+            if self._lender is None:
                 self._buffer = None
 
     async def receive(self, stream: SwarmStream, size: int) -> None:
-        """Receive what is missing of the next ``size`` bytes, or some of it. A call that is cancelled loses nothing."""
+        """Receive what is missing of the next ``size`` bytes, or some of it. A call that is cancelled loses nothing.
+
+        :raises anyio.ClosedResourceError: this was closed. Else as the stream.
+        """
+        if self._closed:
+            raise anyio.ClosedResourceError("The stream was closed.")
         if self._buffer is None and size < LARGE_BYTES:
             chunk = await stream.receive(max(size - len(self._data), _READ_BYTES))
             self._data = memoryview(bytes(self._data) + chunk if self._data else chunk)
@@ -130,19 +139,21 @@ class Incoming:
 
     def _begin_buffer(self, size: int) -> ReceiveBuffer:
         memory = _lender.lend()
-        self._kept = memory is not None
-        self._buffer = ReceiveBuffer(memory or memoryview(bytearray(size)))
+        self._lender = None if memory is None else _lender
+        self._buffer = ReceiveBuffer(memoryview(bytearray(size)) if memory is None else memory)
         self._buffer.put(self._data)
         self._data = memoryview(b"")
         return self._buffer
 
     def close(self) -> None:
         """Drop everything; nothing is received any more."""
+        self._closed = True
         buffer, self._buffer, self._data = self._buffer, None, memoryview(b"")
-        if buffer is not None and self._kept:
-            memory = buffer.memory
-            # The stream below may still have it, and must not write into memory that is another's.
-            buffer.memory, buffer.end = memoryview(b""), 0
-            _lender.take_back(memory)
+        if buffer is None:
+            return
+        # The stream below may still have it, and must neither write into memory that is another's nor keep any.
+        memory, buffer.memory, buffer.end = buffer.memory, memoryview(bytearray()), 0
+        if self._lender is not None:
+            self._lender.take_back(memory)
 
     __del__ = close

@@ -399,6 +399,7 @@ class SealedStream(SwarmStream):
         self._incoming.used()
         if not size:
             self._end_received = True
+            self._incoming.close()
             raise anyio.EndOfStream
 
     async def _begin(self) -> None:
