@@ -31,12 +31,25 @@ def sealing_buffer(size: int) -> memoryview:
 
     :param size: bytes, at most those of the largest record.
     """
-    if _lent and _is_free(_lent[0]):
-        buffer = _lent.popleft()
-    else:
-        buffer = bytearray(_MAX_RECORD_BYTES)
+    buffer = _take_free() or bytearray(_MAX_RECORD_BYTES)
+    view = memoryview(buffer)[:size]
     _lent.append(buffer)
-    return memoryview(buffer)[:size]
+    return view
+
+
+def _take_free() -> bytearray | None:
+    """The buffer that was given out longest ago, if nobody has it any more.
+
+    Nodes may run in several threads: a buffer is looked at while no other thread can find it.
+    """
+    try:
+        buffer = _lent.popleft()
+    except IndexError:
+        return None
+    if _is_free(buffer):
+        return buffer
+    _lent.appendleft(buffer)
+    return None
 
 
 def _is_free(buffer: bytearray) -> bool:
@@ -49,26 +62,31 @@ def _is_free(buffer: bytearray) -> bool:
 
 
 class _Lender:
-    """Has the buffers that streams keep.
-
-    :ivar lent: how many are kept.
-    """
+    """Has the buffers that streams keep; for nodes in several threads."""
 
     def __init__(self) -> None:
-        self.lent = 0
-        self._spare: list[memoryview] = []
+        # One for each buffer that may be lent yet; None where there is no memory for it.
+        self._free: deque[memoryview | None] = deque([None] * _MAX_INCOMING)
+
+    @property
+    def lent(self) -> int:
+        """How many are kept."""
+        return _MAX_INCOMING - len(self._free)
 
     def lend(self) -> memoryview | None:
         """A buffer, if fewer than the most are lent."""
-        if self.lent >= _MAX_INCOMING:
+        try:
+            memory = self._free.pop()
+        except IndexError:
             return None
-        self.lent += 1
-        return self._spare.pop() if self._spare else memoryview(mmap.mmap(-1, _INCOMING_BYTES, access=mmap.ACCESS_COPY))
+        return memoryview(mmap.mmap(-1, _INCOMING_BYTES, access=mmap.ACCESS_COPY)) if memory is None else memory
 
     def take_back(self, memory: memoryview) -> None:
-        self.lent -= 1
-        if len(self._spare) < _MAX_SPARE:
-            self._spare.append(memory)
+        """Have a buffer back that nobody writes to any more."""
+        if len(self._free) - self._free.count(None) < _MAX_SPARE:
+            self._free.append(memory)
+        else:
+            self._free.appendleft(None)
 
 
 _lender = _Lender()

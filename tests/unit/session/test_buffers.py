@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import sys
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -313,3 +315,40 @@ def test_a_buffer_is_given_out_again_when_no_view_of_it_is_left() -> None:
     del part, other
     assert {id(sealing_buffer(LARGE).obj) for _ in range(10)} <= {id(buffer) for buffer in buffers._lent}
     assert len(buffers._lent) == 2
+
+
+@pytest.fixture
+def often_interrupted() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("no_sealing_buffers", "often_interrupted")
+def test_nodes_in_several_threads_have_no_buffer_in_common(lender: Any) -> None:
+    wrong: list[object] = []
+
+    def use(mark: int) -> None:
+        try:
+            for _ in range(3000):
+                view = sealing_buffer(100)
+                view[0] = mark
+                memory = lender.lend()
+                if memory is not None:
+                    memory[0] = mark
+                    if memory[0] != mark:
+                        wrong.append(mark)
+                    lender.take_back(memory)
+                if view[0] != mark:
+                    wrong.append(mark)
+        except Exception as exc:
+            wrong.append(exc)
+
+    threads = [threading.Thread(target=use, args=(mark,)) for mark in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert lender.lent == 0
