@@ -224,6 +224,8 @@ class Yamux(MuxedConnection):
                 pieces = self.core.next_output(self._batch_bytes)
                 if not pieces:
                     self._flushing.unpark_all()
+                    # A stream of ours that was reset has made room for another.
+                    self._opening.unpark_all()
                     await self._wake.park()
                     continue
                 self._writing = True
@@ -255,7 +257,7 @@ class Yamux(MuxedConnection):
     async def _read_task(self, scope: trio.CancelScope) -> None:
         try:
             while self.failure is None and await self._receive():
-                if self.core.unacknowledged < _MAX_UNACKNOWLEDGED:
+                if self.core.unacknowledged < _MAX_UNACKNOWLEDGED or not self.core.can_open:
                     self._opening.unpark_all()
             self.core.fail("The peer closed the connection.")
         except Exception as exc:

@@ -391,6 +391,31 @@ async def test_10000_streams_leave_nothing_behind() -> None:
         assert len(conn.streams) == 16
 
 
+async def test_a_stream_can_be_opened_when_another_one_was_given_up() -> None:
+    """A peer that agrees to nothing and says nothing holds nobody up who gives up what he waited for."""
+    async with raw() as (conn, peer):
+        waiting = [await conn.open_stream() for _ in range(256)]
+        opened: list[YamuxStream] = []
+
+        async def open_one_more() -> None:
+            opened.append(await conn.open_stream())
+
+        async def learn_that_it_leaves() -> None:
+            with pytest.raises(MuxedStreamError, match="no more streams"):
+                await conn.open_stream()
+
+        async with trio.open_nursery() as openers:
+            openers.start_soon(open_one_more)
+            await trio.testing.wait_all_tasks_blocked()
+            assert opened == []
+            await waiting[0].reset()
+        assert len(opened) == 1
+        async with trio.open_nursery() as openers:
+            openers.start_soon(learn_that_it_leaves)
+            await trio.testing.wait_all_tasks_blocked()
+            await peer.send(GO_AWAY, 0, 0, 0)
+
+
 async def test_a_peer_that_does_not_read_answers_is_cut_off() -> None:
     ours, theirs = trio.testing.lockstep_stream_pair()  # holds nothing: what is not read blocks the writer
     conn = Yamux(SecuredPipe(ours, False), "peer")  # type: ignore[arg-type]
