@@ -33,6 +33,8 @@ MAX_RECORD_BYTES = 1 << 20
 _OPEN, _DATA, _END = range(3)
 _HEADER_BYTES = 4
 _CLOSE_TIMEOUT_S = 5.0
+_YIELD_RECORDS = 256
+"""What is received without letting other tasks run: a buffer may hold a hundred thousand small records."""
 
 _Buffer = bytes | bytearray | memoryview
 
@@ -132,6 +134,7 @@ class SealedStream(SwarmStream):
         self._end_sent = False
         self._end_received = False
         self._incoming = Incoming()
+        self._unyielded = 0
         self._header = b""
         """Of the record that comes, once it is here."""
         # What is left of a record that `receive` handed out in part.
@@ -380,7 +383,12 @@ class SealedStream(SwarmStream):
             raise anyio.BrokenResourceError(str(self._failure)) from self._failure
         if self._preamble:
             await self._begin()
-        await anyio.lowlevel.checkpoint_if_cancelled()
+        self._unyielded += 1
+        if self._unyielded < _YIELD_RECORDS:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        else:
+            self._unyielded = 0
+            await anyio.lowlevel.checkpoint()
         try:
             if not self._header:
                 self._header = bytes(self._incoming.take(_HEADER_BYTES) or await self._take(_HEADER_BYTES))

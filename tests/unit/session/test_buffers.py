@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sdnet_core.session import buffers
 from sdnet_core.session.buffers import Incoming, sealing_buffer
-from sdnet_core.session.channel import SealedStream
+from sdnet_core.session.channel import MAX_RECORD_BYTES, SealedStream
 from sdnet_core.session.preamble import read_preamble
 from sdnet_core.swarm.abc import ReceiveBuffer, SwarmStream
 from sdnet_core.swarm.yamux_core import YamuxCore
@@ -270,6 +270,30 @@ async def begin(stream: SealedStream, tape: Any) -> None:
         await stream.receive_record()
     assert scope.cancelled_caught
     tape.receive = receive
+
+
+@pytest.mark.anyio
+async def test_many_small_records_that_are_here_let_other_tasks_run(make_pair: MakePair) -> None:
+    pair = make_pair()
+    large, small = bytes(MAX_RECORD_BYTES), [b"x"] * 5000
+    tape = type(pair.initiator_tape)(pair.responder.peer_id, [await sealed_by(pair, [large, *small])])
+    stream = pair.responder.accept(tape, await read_preamble(tape))
+    assert await stream.receive_record() == large
+    await stream.receive_record()  # which brings in all the others
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(other)
+        for _ in small[1:]:
+            await stream.receive_record()
+        tasks.cancel_scope.cancel()
+    assert turns >= 10
 
 
 @pytest.fixture
