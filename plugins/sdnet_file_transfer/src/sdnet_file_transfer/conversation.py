@@ -6,12 +6,22 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from sdnet_core.errors import ConnectionFailedError, NetworkTimeoutError, TransportError
 
 from . import messages as m
 
-__all__ = ["HEARTBEAT_S", "LAST_WORDS_TIMEOUT_S", "STALL_S", "Conversation", "RecordStream", "is_transient"]
+__all__ = [
+    "HEARTBEAT_S",
+    "LAST_WORDS_TIMEOUT_S",
+    "STALL_S",
+    "Conversation",
+    "RecordStream",
+    "is_transient",
+    "pass_on",
+    "take_next",
+]
 
 HEARTBEAT_S = 10.0
 """Seconds of silence after which an end that is busy with its disk says that it is there."""
@@ -43,6 +53,11 @@ class Conversation:
         self._stream = stream
         self._moved_at = anyio.current_time()
         self._sent_at = self._moved_at
+        self._sends = 0
+        """How many records are being sent; all but one of them wait for their turn."""
+        self._sends_from = self._moved_at
+        self._receives_from: float | None = None
+        """Since when a record is waited for."""
         self._error: Exception | None = None
         self._cancel_reason: str | None = None
         self._cancelled = anyio.Event()
@@ -88,45 +103,61 @@ class Conversation:
             raise self._error
 
     async def _send(self, record: bytes | bytearray | memoryview) -> None:
+        if not self._sends:
+            self._sends_from = anyio.current_time()
+        self._sends += 1
         try:
-            with anyio.fail_after(STALL_S):
-                await self._stream.send_record(record)
+            await self._stream.send_record(record)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             raise ConnectionFailedError("The connection was lost.") from error
-        except TimeoutError:
-            raise NetworkTimeoutError("The other device has stopped taking data.") from None
+        finally:
+            self._sends -= 1
         self._moved_at = self._sent_at = anyio.current_time()
 
     async def _receive(self) -> bytes:
         """The next record; raises as `_receive_into`."""
-        return await self._receive_with(self._stream.receive_record)
+        return await self._receiving(self._stream.receive_record())
 
     async def _receive_into(self, buffer: memoryview) -> int:
         """Receive the next record into a buffer of the longest record's size.
 
         :returns: how many bytes it has.
-        :raises NetworkTimeoutError: nothing has moved for a long time.
         :raises ConnectionFailedError: the stream ended or broke.
         """
-        return await self._receive_with(lambda: self._stream.receive_record_into(buffer))
+        return await self._receiving(self._stream.receive_record_into(buffer))
 
-    async def _receive_with(self, receive: Callable[[], Awaitable[T]]) -> T:
-        began_at = anyio.current_time()
+    async def _receiving(self, receive: Awaitable[T]) -> T:
+        self._receives_from = anyio.current_time()
+        try:
+            received = await receive
+        except anyio.EndOfStream:
+            raise ConnectionFailedError("The other device ended the conversation.") from None
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise ConnectionFailedError("The connection was lost.") from error
+        finally:
+            self._receives_from = None
+        self._moved_at = anyio.current_time()
+        return received
+
+    async def _watch(self) -> None:
+        """End the conversation when nothing moves any more. One task sees to that, not a deadline for each record.
+
+        :raises NetworkTimeoutError: nothing has moved for a long time.
+        """
         while True:
-            give_up_at = max(began_at, self._moved_at) + STALL_S
-            try:
-                with anyio.fail_after(give_up_at - anyio.current_time()):
-                    received = await receive()
-            except TimeoutError:
-                if self._moved_at + STALL_S > give_up_at:
-                    continue  # we have sent something meanwhile
-                raise NetworkTimeoutError("The other device has stopped answering.") from None
-            except anyio.EndOfStream:
-                raise ConnectionFailedError("The other device ended the conversation.") from None
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-                raise ConnectionFailedError("The connection was lost.") from error
-            self._moved_at = anyio.current_time()
-            return received
+            now = anyio.current_time()
+            look_at = now + STALL_S
+            if self._sends:
+                give_up_at = max(self._sends_from, self._sent_at) + STALL_S
+                if give_up_at <= now:
+                    raise NetworkTimeoutError("The other device has stopped taking data.")
+                look_at = min(look_at, give_up_at)
+            if self._receives_from is not None:
+                give_up_at = max(self._receives_from, self._moved_at) + STALL_S
+                if give_up_at <= now:
+                    raise NetworkTimeoutError("The other device has stopped answering.")
+                look_at = min(look_at, give_up_at)
+            await anyio.sleep_until(look_at)
 
     async def _heartbeat(self) -> None:
         """Say now and then that we are there while we have nothing else to say."""
@@ -137,6 +168,22 @@ class Conversation:
                 await self._send(record)
             else:
                 await anyio.sleep(HEARTBEAT_S - silent_s)
+
+
+async def take_next(stream: MemoryObjectReceiveStream[T]) -> T:
+    """The next item, without a round of the scheduler if it is there; raises what ``receive`` does."""
+    try:
+        return stream.receive_nowait()
+    except anyio.WouldBlock:
+        return await stream.receive()
+
+
+async def pass_on(stream: MemoryObjectSendStream[T], item: T) -> None:
+    """Pass an item on, without a round of the scheduler if there is room; raises what ``send`` does."""
+    try:
+        stream.send_nowait(item)
+    except anyio.WouldBlock:
+        await stream.send(item)
 
 
 def is_transient(error: Exception | None) -> bool:

@@ -18,7 +18,7 @@ from sdnet_core.errors import ConnectionFailedError, NetworkingError, ProtocolEr
 
 from . import messages as m
 from .compression import unpack
-from .conversation import LAST_WORDS_TIMEOUT_S, Conversation, RecordStream, is_transient
+from .conversation import LAST_WORDS_TIMEOUT_S, Conversation, RecordStream, is_transient, pass_on, take_next
 from .landing import DiskFullError, Landing, MismatchError
 from .limits import Throttle
 from .machine import Heartbeat, Offered, PeerCancelled, PeerFailed, ReceiverMachine, SentAll
@@ -138,6 +138,7 @@ class Receiving(Conversation):
                 self._tasks, self.scope = tasks, tasks.cancel_scope
                 tasks.start_soon(self._guard, self._converse)
                 tasks.start_soon(self._guard, self._heartbeat)
+                tasks.start_soon(self._guard, self._watch)
                 tasks.start_soon(self._guard, self._await_cancel)
         finally:
             with anyio.CancelScope(shield=True):
@@ -217,7 +218,7 @@ class Receiving(Conversation):
                     self._stream_error = error
                     return
                 try:
-                    await give.send((buffer, length))
+                    await pass_on(give, (buffer, length))
                 except anyio.BrokenResourceError:  # nobody writes any more
                     return
 
@@ -227,7 +228,7 @@ class Receiving(Conversation):
         self._observe(TransferState.TRANSFERRING, landing.done_bytes, landing.done_items)
         while True:
             try:
-                records = [await take.receive()]
+                records = [await take_next(take)]
             except anyio.EndOfStream:
                 raise self._stream_error or ConnectionFailedError("The connection was lost.") from None
             with contextlib.suppress(anyio.WouldBlock, anyio.EndOfStream):

@@ -16,7 +16,7 @@ from sdnet_core.errors import TransportError
 
 from . import messages as m
 from .compression import Packer
-from .conversation import LAST_WORDS_TIMEOUT_S, Conversation, RecordStream
+from .conversation import LAST_WORDS_TIMEOUT_S, Conversation, RecordStream, take_next
 from .limits import Throttle
 from .machine import Accepted, Acknowledged, Heartbeat, PeerCancelled, PeerFailed, Rejected, SenderMachine
 from .source import Filled, Left, Manifest, SourceReader
@@ -103,6 +103,7 @@ class Sending(Conversation):
                 tasks.start_soon(self._guard, self._listen)
                 tasks.start_soon(self._guard, self._talk)
                 tasks.start_soon(self._guard, self._heartbeat)
+                tasks.start_soon(self._guard, self._watch)
                 tasks.start_soon(self._guard, self._await_cancel)
         finally:
             self._stop = True
@@ -161,7 +162,11 @@ class Sending(Conversation):
             give_empty.send_nowait(bytearray(m.MAX_RECORD_BYTES))
         with give_empty, take_full:
             self._tasks.start_soon(self._guard, self._fill, reader, take_empty, give_full)
-            async for buffer, packed, filled in take_full:
+            while True:
+                try:
+                    buffer, packed, filled = await take_next(take_full)
+                except anyio.EndOfStream:
+                    return
                 record = memoryview(buffer)[: filled.length] if packed is None else packed
                 if self._throttle is not None and self._throttle.limited and not self._stop:
                     with self._waiting:
@@ -190,7 +195,7 @@ class Sending(Conversation):
                 # As many as are not waiting to be sent. None will be free any more once a transfer is cancelled.
                 with contextlib.suppress(anyio.EndOfStream):
                     while len(buffers) < at_once:
-                        buffers.append(await take_empty.receive())
+                        buffers.append(await take_next(take_empty))
                 at_once = min(at_once + 1, _FILLED_AT_ONCE)
                 room = m.MAX_RECORD_BYTES if self._throttle is None else self._throttle.record_bytes
                 filled_all = await self._run_blocking(self._fill_and_pack, reader, buffers, room)
