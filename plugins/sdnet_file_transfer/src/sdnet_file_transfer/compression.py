@@ -52,6 +52,15 @@ class Packer:
         if took_s > 0:
             self._link_rate = _mean(self._link_rate, count / took_s)
 
+    @property
+    def resting(self) -> bool:
+        """Whether the next record is not worth a try."""
+        return self._skip > 0
+
+    def rest(self) -> None:
+        """A record is sent without a try."""
+        self._skip -= 1
+
     def next_file(self) -> None:
         """Try anew: another file begins."""
         self._skip, self._skipped = 0, 1
@@ -63,8 +72,8 @@ class Packer:
         """
         if len(record) < _MIN_BYTES:
             return None
-        if self._skip:
-            self._skip -= 1
+        if self.resting:
+            self.rest()
             return None
         if self._link_rate and self._pack_rate and self._pack_rate * _WORTH < self._link_rate:
             # Only once in a while: the link may have become slower.

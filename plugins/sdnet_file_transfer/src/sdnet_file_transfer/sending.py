@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import anyio
 from anyio.abc import TaskGroup
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from sdnet_core.errors import TransportError
 
 from . import messages as m
 from .compression import Packer
-from .conversation import LAST_WORDS_TIMEOUT_S, Conversation, RecordStream, take_next
+from .conversation import LAST_WORDS_TIMEOUT_S, Conversation, RecordStream
+from .filling import Filling
 from .limits import Throttle
 from .machine import Accepted, Acknowledged, Heartbeat, PeerCancelled, PeerFailed, Rejected, SenderMachine
-from .source import Filled, Left, Manifest, SourceReader
+from .source import Left, Manifest, SourceReader
 from .transfer import TransferState
 
 __all__ = ["Cancelled", "Paused", "SendOutcome", "Sending"]
 
-_BUFFERS = 6
-"""Records in memory at once: some being read and hashed, some waiting, one being sealed and sent."""
-_FILLED_AT_ONCE = 3
-"""Records read and hashed by one call into a thread; as many others are sent meanwhile."""
 _LAST_WORDS_S = 1.0
 
 
@@ -42,9 +37,6 @@ class Paused:
 
 
 SendOutcome: TypeAlias = Acknowledged | Rejected | PeerCancelled | PeerFailed | Cancelled | Paused
-_Buffer: TypeAlias = bytearray
-_Full: TypeAlias = tuple[_Buffer, bytes | None, Filled]
-"""A buffer, what to send in its place if it was compressed, and what it holds."""
 
 
 class Sending(Conversation):
@@ -155,72 +147,32 @@ class Sending(Conversation):
 
     async def _pump(self, reader: SourceReader) -> None:
         """Send records while the next ones are read and hashed."""
+        throttle, packer = self._throttle, self._packer
+        filling = Filling(
+            reader,
+            packer,
+            run_blocking=self._run_blocking,
+            room=lambda: m.MAX_RECORD_BYTES if throttle is None else throttle.record_bytes,
+            spawn=self._spawn,
+        )
+        while (full := await filling.next()) is not None:
+            record = full.record
+            if throttle is not None and throttle.limited and not self._stop:
+                with self._waiting:
+                    await throttle.wait(len(record))
+                self._waiting = anyio.CancelScope()
+            if self._stop:
+                return
+            began = anyio.current_time()
+            await self._send(record)
+            if packer is not None:
+                packer.sent(len(record), anyio.current_time() - began)
+            self._observe(TransferState.TRANSFERRING, full.filled.done_bytes, full.filled.done_items)
+            filling.sent(full)
+
+    def _spawn(self, function: Callable[..., Any], *args: Any) -> None:
         assert self._tasks is not None
-        give_empty, take_empty = anyio.create_memory_object_stream[_Buffer](_BUFFERS)
-        give_full, take_full = anyio.create_memory_object_stream[_Full](_BUFFERS)
-        for _ in range(_BUFFERS):
-            give_empty.send_nowait(bytearray(m.MAX_RECORD_BYTES))
-        with give_empty, take_full:
-            self._tasks.start_soon(self._guard, self._fill, reader, take_empty, give_full)
-            while True:
-                try:
-                    buffer, packed, filled = await take_next(take_full)
-                except anyio.EndOfStream:
-                    return
-                record = memoryview(buffer)[: filled.length] if packed is None else packed
-                if self._throttle is not None and self._throttle.limited and not self._stop:
-                    with self._waiting:
-                        await self._throttle.wait(len(record))
-                    self._waiting = anyio.CancelScope()
-                if self._stop:
-                    return
-                began = anyio.current_time()
-                await self._send(record)
-                if self._packer is not None:
-                    self._packer.sent(len(record), anyio.current_time() - began)
-                self._observe(TransferState.TRANSFERRING, filled.done_bytes, filled.done_items)
-                with contextlib.suppress(anyio.BrokenResourceError):  # everything was read
-                    give_empty.send_nowait(buffer)
-
-    async def _fill(
-        self,
-        reader: SourceReader,
-        take_empty: MemoryObjectReceiveStream[_Buffer],
-        give_full: MemoryObjectSendStream[_Full],
-    ) -> None:
-        with take_empty, give_full, contextlib.suppress(anyio.BrokenResourceError):  # nobody sends any more
-            at_once = 1  # the other side gets to work with the first one
-            async for buffer in take_empty:
-                buffers = [buffer]
-                # As many as are not waiting to be sent. None will be free any more once a transfer is cancelled.
-                with contextlib.suppress(anyio.EndOfStream):
-                    while len(buffers) < at_once:
-                        buffers.append(await take_next(take_empty))
-                at_once = min(at_once + 1, _FILLED_AT_ONCE)
-                room = m.MAX_RECORD_BYTES if self._throttle is None else self._throttle.record_bytes
-                filled_all = await self._run_blocking(self._fill_and_pack, reader, buffers, room)
-                for buffer, (packed, filled) in zip(buffers, filled_all, strict=False):
-                    if not filled.length:
-                        return
-                    give_full.send_nowait((buffer, packed, filled))
-
-    def _fill_and_pack(
-        self, reader: SourceReader, buffers: Sequence[_Buffer], room: int
-    ) -> list[tuple[bytes | None, Filled]]:
-        """Fill several records and compress those that are worth it; runs in a thread."""
-        done: list[tuple[bytes | None, Filled]] = []
-        for buffer in buffers:
-            item = reader.item
-            filled = reader.fill(memoryview(buffer)[:room])
-            packed = None
-            if filled.length and self._packer is not None:
-                if reader.item != item:
-                    self._packer.next_file()
-                packed = self._packer.pack(memoryview(buffer)[: filled.length])
-            done.append((packed, filled))
-            if not filled.length:
-                break
-        return done
+        self._tasks.start_soon(self._guard, function, *args)
 
     async def _await_cancel(self) -> None:
         await self._cancelled.wait()

@@ -24,6 +24,7 @@ from .recovery import hash_file
 __all__ = ["Left", "Manifest", "SourceReader", "scan", "scan_beneath"]
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NO_WAIT: int = getattr(os, "RWF_NOWAIT", -1)
 _LITTLE_ROOM = 4096
 _HASH_BUFFER_BYTES = 1 << 20
 
@@ -247,6 +248,31 @@ class SourceReader:
                 break  # a file that fits into the next record is not cut
             used += self._segment(view[used:], room)
         return Filled(used if used > 1 else 0, self.done_bytes, self.done_items)
+
+    def fill_at_once(self, buffer: memoryview) -> Filled | None:
+        """Fill a record from the middle of a file that is open, without waiting for a disk.
+
+        :param buffer: as with `fill`.
+        :returns: None if that is not possible; `fill` goes on there.
+        """
+        start = 1 + m.SEGMENT_HEADER.size
+        room = len(buffer) - start - m.DIGEST_BYTES
+        size = self._manifest.items[self._item].size if self._file >= 0 else 0
+        length = min(_length(self._position, room, size), room)
+        if length <= 0 or self._position + length >= size:
+            return None
+        data = buffer[start : start + length]
+        try:
+            if os.preadv(self._file, [data], self._position, _NO_WAIT) < length:
+                return None
+        except OSError:  # it is not in memory, or this system does not tell
+            return None
+        self._hasher.update(data)
+        buffer[0] = m.DATA
+        m.SEGMENT_HEADER.pack_into(buffer, 1, 0, self._item, self._position, length)
+        self._position += length
+        self.done_bytes += length
+        return Filled(start + length, self.done_bytes, self.done_items)
 
     @property
     def item(self) -> int:
