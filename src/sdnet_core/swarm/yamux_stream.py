@@ -41,13 +41,16 @@ class YamuxStream(StreamCore, MuxedStream):
         self._wanted = 0
 
     def readable(self) -> None:
+        if not self._readers:
+            return
         buffer = self._buffer
         ended = self._fin_received or self._read_closed or self._broken is not None
         if ended or buffer is None or buffer.end >= self._wanted:
             self._readers.unpark_all()
 
     def writable(self) -> None:
-        self._writers.unpark_all()
+        if self._writers:
+            self._writers.unpark_all()
 
     async def read(self, n: int | None = None) -> bytes:
         """Receive at least one and at most ``n`` bytes.

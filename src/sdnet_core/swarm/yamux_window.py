@@ -214,7 +214,7 @@ class StreamCore:
     def place(self, size: int) -> memoryview | None:
         """Where the next bytes go, if they all go into a buffer; :meth:`placed` says that they are there."""
         buffer = self._buffer
-        if buffer is None or buffer.room < size:
+        if buffer is None or len(buffer.memory) - buffer.end < size:
             return None
         ended = self._read_closed or self._fin_received or self._broken is not None
         return None if ended else buffer.memory[buffer.end : buffer.end + size]
