@@ -58,6 +58,21 @@ def write(made: Landing, chunks: Iterable[m.FileChunk]) -> None:
         made.write(chunk)
 
 
+def record(chunk: m.FileChunk) -> memoryview:
+    flags = 0 if chunk.digest is None else int(m.SegmentFlag.LAST)
+    header = m.SEGMENT_HEADER.pack(flags, chunk.item, chunk.offset, len(chunk.data))
+    return memoryview(bytes([m.DATA]) + header + bytes(chunk.data) + (chunk.digest or b""))
+
+
+def write_hashed(made: Landing, chunks: Iterable[m.FileChunk]) -> None:
+    """Write the first piece; hash the others, then write them too."""
+    first, *rest = chunks
+    made.write(first)
+    for chunk in rest:
+        made.hash_at_once(record(chunk))
+    write(made, rest)
+
+
 def visible(place: Path) -> list[str]:
     return sorted(name for name in os.listdir(place) if name != STAGING)
 
@@ -369,19 +384,65 @@ def test_the_private_folder_is_private(tmp_path: Path) -> None:
     made.discard()
 
 
-def test_a_disk_that_takes_no_more_is_said_and_nothing_is_lost(tmp_path: Path, file_size_limit: FileSizeLimit) -> None:
+@pytest.mark.parametrize("write_them", [write, write_hashed])
+def test_a_disk_that_takes_no_more_is_said_and_nothing_is_lost(
+    tmp_path: Path, file_size_limit: FileSizeLimit, write_them: Callable[[Landing, Iterable[m.FileChunk]], None]
+) -> None:
     data = os.urandom(6 * STEP)
     item = file("x", data)
     made, _ = landing(tmp_path, item)
-    with file_size_limit(4 * STEP + 100), pytest.raises(StorageError, match="larger than"):
-        write(made, pieces(0, data))
+    with file_size_limit(3 * STEP + 100), pytest.raises(StorageError, match="larger than"):
+        write_them(made, pieces(0, data))
     made.close()
     made, resume = landing(tmp_path, item)
-    assert resume[0].length == 4 * STEP
-    write(made, pieces(0, data, 4 * STEP))
+    assert resume[0].length == 3 * STEP
+    write_them(made, pieces(0, data, 3 * STEP))
     made.finish()
     made.discard()
     assert (tmp_path / "x").read_bytes() == data
+
+
+def test_what_is_hashed_before_it_is_written_counts_when_it_is(tmp_path: Path) -> None:
+    data, other = os.urandom(3 * MARK_BYTES + 10), os.urandom(2 * STEP)
+    items = [file("x", data), file("y", other)]
+    made, _ = landing(tmp_path, *items)
+    chunks = list(pieces(0, data))
+    write(made, chunks[:1])
+    for chunk in chunks[1:]:
+        made.hash_at_once(record(chunk))
+    write(made, chunks[1 : MARK_BYTES // STEP + 1])
+    crash(made)  # what the journal has is right, however far the hashing was ahead
+    made, resume = landing(tmp_path, *items)
+    assert [(held.length, held.digest) for held in resume] == [(MARK_BYTES, digest(data[:MARK_BYTES]))]
+    write_hashed(made, pieces(0, data, MARK_BYTES))
+    write_hashed(made, pieces(1, other))
+    made.finish()
+    made.discard()
+    assert (tmp_path / "x").read_bytes() == data
+    assert (tmp_path / "y").read_bytes() == other
+
+
+@pytest.mark.parametrize("wrong", ["another item", "a gap", "several", "its end", "a failure", "short", "control"])
+def test_only_the_next_bytes_of_the_file_that_comes_are_hashed_ahead(tmp_path: Path, wrong: str) -> None:
+    data = os.urandom(4 * STEP)
+    made, _ = landing(tmp_path, file("x", data), file("y", data))
+    chunks = list(pieces(0, data))
+    write(made, chunks[:1])
+    right = bytes(record(chunks[1]))
+    bad: dict[str, bytes | memoryview] = {
+        "another item": record(next(pieces(1, data, STEP))),
+        "a gap": record(chunks[2]),
+        "several": right + right[1:],
+        "its end": record(chunks[3]),
+        "a failure": record(failed(0)),
+        "short": right[: 1 + m.SEGMENT_HEADER.size],
+        "control": b"\0" + right[1:],
+    }
+    made.hash_at_once(memoryview(bad[wrong]))
+    write(made, chunks[1:])
+    made.finish()
+    assert (tmp_path / "x").read_bytes() == data
+    made.discard()
 
 
 def test_a_full_disk_is_said() -> None:

@@ -20,7 +20,7 @@ from sdnet_core.errors import NetworkingError, ProtocolError, StorageError
 
 from . import beneath, recovery
 from .journal import Journal, Mark, group_key, item_key
-from .messages import FileChunk, Item, ItemResume
+from .messages import DATA, SEGMENT_HEADER, FileChunk, Item, ItemResume
 from .names import STAGING_PREFIX, printable
 from .part import PartWriter
 
@@ -137,8 +137,12 @@ class Landing:
         self._current: int | None = None
         self._file: PartWriter | None = None
         self._hasher = blake3()
-        self._position = 0
-        self._marked = 0
+        self._position = self._hashed = self._marked = 0
+        """Of the file that is coming: how much of it is here, is hashed (which may be more), is in the journal."""
+        self._hashes: dict[int, bytes] = {}
+        """What was hashed before it was written: the hashes up to the ends of its records."""
+        self._digest = b""
+        """The hash of what is here, if the hasher is beyond it."""
         self._unsynced_bytes = 0
         self._unsynced: list[tuple[str, ...]] | None = []
         self._ready: list[_Group] = []
@@ -230,6 +234,17 @@ class Landing:
             resume.append(ItemResume(index, self._items[index].size, digest or _NO_DIGEST, True))
         return resume
 
+    def hash_at_once(self, record: memoryview) -> None:
+        """Hash a record before it is written, if all it has is what comes next of the file that is coming."""
+        start = 1 + SEGMENT_HEADER.size
+        if self._current is None or len(record) <= start or record[0] != DATA:
+            return
+        flags, item, offset, length = SEGMENT_HEADER.unpack_from(record, 1)
+        if not flags and item == self._current and offset == self._hashed and start + length == len(record):
+            self._hasher.update(record[start:])
+            self._hashed += length
+            self._hashes[self._hashed] = self._hasher.digest()
+
     def write(self, *chunks: FileChunk) -> None:
         """Take the next bytes, in the order in which `ReceiverMachine.chunks` lets them through."""
         self.write_all(chunks)
@@ -301,7 +316,8 @@ class Landing:
         self._file = PartWriter(descriptor, length, direct=item.size >= SYNCED_SIZE_BYTES)
         self._current = index
         self._hasher = hasher
-        self._position = self._marked = length
+        self._position = self._hashed = self._marked = length
+        self._hashes, self._digest = {}, b""
         if not length:
             os.ftruncate(descriptor, 0)
             self._journal.add(Mark.PART, self._keys[index], 0, blake3().digest())
@@ -310,8 +326,11 @@ class Landing:
         assert self._file is not None
         if chunk.data:
             self._file.write(chunk.data)
-            self._hasher.update(chunk.data)
             self._position += len(chunk.data)
+            self._digest = self._hashes.pop(self._position, b"")
+            if not self._digest:
+                self._hasher.update(chunk.data)
+                self._hashed = self._position
             self.done_bytes += len(chunk.data)
             if not self._file.direct:
                 self._unsynced_bytes += len(chunk.data)
@@ -322,7 +341,8 @@ class Landing:
 
     def _mark(self) -> None:
         if self._current is not None and self._position > self._marked:
-            self._journal.add(Mark.PART, self._keys[self._current], self._position, self._hasher.digest())
+            held = self._digest or self._hasher.digest()
+            self._journal.add(Mark.PART, self._keys[self._current], self._position, held)
             self._marked = self._position
 
     def _end(self, index: int, digest: bytes) -> None:
