@@ -9,7 +9,7 @@ from blake3 import blake3
 
 from sdnet_core.errors import InvalidRequestError
 from sdnet_file_transfer import messages as m
-from sdnet_file_transfer.machine import check_manifest
+from sdnet_file_transfer.machine import ManifestCheck
 from sdnet_file_transfer.source import Manifest, SourceReader, scan
 
 Tree = dict[str, bytes | None]
@@ -46,7 +46,9 @@ def test_a_folder_is_listed_with_folders_before_what_is_in_them(make_tree: MakeT
     (root / "a").chmod(0o700)
     manifest = scan([root])
     assert paths(manifest) == ["d", "d/a", "d/b", "d/b/empty", "d/b/x", "d/ü"]
-    assert check_manifest(manifest.items) == tuple(manifest.items)
+    check = ManifestCheck()
+    check.add(manifest.items)
+    assert check.items == manifest.items
     assert manifest.total_bytes == 3
     assert manifest.files == 3
     assert [item.executable for item in manifest.items] == [False, True, False, False, False, False]

@@ -1,8 +1,6 @@
 """``python -m sdnet_core.cli``"""
 
-import sys
-
-from .main import main
+from .main import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

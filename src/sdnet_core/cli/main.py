@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -21,7 +21,7 @@ from .kit import Cli, clean
 if TYPE_CHECKING:
     from ..plugins import PluginSet
 
-__all__ = ["core_commands", "main"]
+__all__ = ["core_commands", "main", "run"]
 
 # Where each command of the core is defined; a module is imported when its command is used.
 _COMMANDS = {
@@ -64,6 +64,7 @@ class SdnetGroup(click.Group):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self._plugin_commands: dict[str, click.Command] | None = None
+        self._declared: dict[str, click.Command | None] = {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names; loads the plugins."""
@@ -75,7 +76,9 @@ class SdnetGroup(click.Group):
             module = importlib.import_module(f"{__package__}.{_COMMANDS[cmd_name]}")
             command: click.Command = getattr(module, cmd_name)
             return command
-        return self._declared_command(ctx, cmd_name) or self._load_plugin_commands(ctx).get(cmd_name)
+        if cmd_name not in self._declared:  # it is asked for twice
+            self._declared[cmd_name] = self._declared_command(ctx, cmd_name)
+        return self._declared[cmd_name] or self._load_plugin_commands(ctx).get(cmd_name)
 
     def _declared_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """A command that a plugin declares as an entry point, so that no plugin has to be loaded for it.
@@ -211,6 +214,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _report(error, as_json="--json" in words)
+
+
+def run() -> NoReturn:
+    """Be the program ``sdnet``; end the process without taking the interpreter apart, which takes a while."""
+    code = main()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _report(error: Exception, *, as_json: bool) -> int:

@@ -19,6 +19,8 @@ _BUFFERS = 6
 """Records in memory at once: some being read and hashed, some waiting, one being sealed and sent."""
 _FILLED_AT_ONCE = 3
 """Records read and hashed by one call into a thread; as many others are sent meanwhile."""
+_FIRST_BYTES = 128 * 1024
+"""Longest first record: the other side gets to work with it while the next ones are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,8 @@ class Filling:
         self._unmade = _BUFFERS
         self._working: anyio.Event | None = None
         """While a thread fills records; set when it has."""
-        self._at_once = 1
-        """Records of the next call into a thread: the other side gets to work with the first one."""
+        self._at_once = 0
+        """Records of the last call into a thread."""
         self._ahead = True
         """Whether the next records are read before they are wanted."""
         self._ended = False
@@ -93,7 +95,8 @@ class Filling:
         return bytearray(m.MAX_RECORD_BYTES)
 
     def _go_ahead(self) -> None:
-        if not self._ahead or self._ended or self._working is not None or self._available < self._at_once:
+        wanted = min(self._at_once + 1, _FILLED_AT_ONCE)
+        if not self._ahead or self._ended or self._working is not None or self._available < wanted:
             return
         if not self._fill_at_once():
             self._work()
@@ -117,12 +120,13 @@ class Filling:
 
     def _work(self) -> None:
         self._working = anyio.Event()
-        buffers = [self._take_buffer() for _ in range(min(self._at_once, self._available))]
+        room = self._room() if self._at_once else min(self._room(), _FIRST_BYTES)
         self._at_once = min(self._at_once + 1, _FILLED_AT_ONCE)
-        self._spawn(self._fill, buffers)
+        buffers = [self._take_buffer() for _ in range(min(self._at_once, self._available))]
+        self._spawn(self._fill, buffers, room)
 
-    async def _fill(self, buffers: Sequence[bytearray]) -> None:
-        filled = await self._run_blocking(self._fill_and_pack, buffers, self._room())
+    async def _fill(self, buffers: Sequence[bytearray], room: int) -> None:
+        filled = await self._run_blocking(self._fill_and_pack, buffers, room)
         self._full += filled
         self._ended = len(filled) < len(buffers)
         assert self._working is not None

@@ -106,7 +106,7 @@ class Landing:
 
     :param destination: the folder for the final names; created if it is missing.
     :param name: of the private folder in it, from `staging_name`.
-    :param items: a manifest for which `check_manifest` holds.
+    :param items: a manifest that `ManifestCheck` has let through.
     :param adopt: another private folder whose contents may be used: an earlier attempt at the same.
     :param fresh: throw away what a private folder of this name holds.
     :raises StorageError: the destination cannot be used.

@@ -6,7 +6,7 @@ They check what the other side says: order, counts, sizes, names. What is on a d
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TypeAlias
@@ -16,12 +16,13 @@ import msgspec
 from sdnet_core.errors import ProtocolError
 
 from . import messages as m
-from .names import check_path, printable
+from .names import check_component, check_length, check_path, printable
 
 __all__ = [
     "Accepted",
     "Acknowledged",
     "Heartbeat",
+    "ManifestCheck",
     "Offered",
     "PeerCancelled",
     "PeerFailed",
@@ -30,7 +31,6 @@ __all__ = [
     "SenderEvent",
     "SenderMachine",
     "SentAll",
-    "check_manifest",
 ]
 
 
@@ -132,7 +132,7 @@ def _ended(message: object) -> PeerCancelled | PeerFailed | None:
 class SenderMachine:
     """The sending side of one conversation.
 
-    :param items: the manifest; `check_manifest` must hold for it.
+    :param items: the manifest; one that `ManifestCheck` lets through.
     """
 
     def __init__(self, transfer_id: uuid.UUID, purpose: str, items: Sequence[m.Item]) -> None:
@@ -226,7 +226,8 @@ class ReceiverMachine:
     def __init__(self) -> None:
         self._state = _State.START
         self._request: m.FileTransferRequest | None = None
-        self._items: list[m.Item] = []
+        self._manifest = ManifestCheck()
+        self._items: Sequence[m.Item] = ()
         self._position: list[int] = []
         """By item, the offset that must come next, or one of the two values above."""
         self._resume: Mapping[int, m.ItemResume] = {}
@@ -266,15 +267,14 @@ class ReceiverMachine:
         raise ProtocolError(f"The sender sent a {type(message).__name__} where none may come.")
 
     def _take_items(self, request: m.FileTransferRequest, items: Sequence[m.Item]) -> Offered | None:
-        if len(self._items) + len(items) > request.item_count:
+        if len(self._manifest.items) + len(items) > request.item_count:
             raise ProtocolError("The sender named more files than it said.")
-        self._items += items
-        if len(self._items) < request.item_count:
+        self._manifest.add(items)
+        if len(self._manifest.items) < request.item_count:
             return None
-        checked = check_manifest(self._items)
+        self._items = checked = tuple(self._manifest.items)
         if sum(item.size for item in checked) != request.total_bytes:
             raise ProtocolError("The sizes that the sender named do not make up the sum it named.")
-        self._items = list(checked)
         self._state = _State.OFFERED
         return Offered(uuid.UUID(bytes=request.transfer_id), request.purpose, checked, request.total_bytes)
 
@@ -384,25 +384,39 @@ class ReceiverMachine:
         return self._request
 
 
-def check_manifest(items: Sequence[m.Item]) -> tuple[m.Item, ...]:
-    """Check that paths are valid, different, and stand behind the folders they are in.
+class ManifestCheck:
+    """Checks that paths are valid, different, and stand behind the folders they are in, a batch at a time.
 
-    :returns: the items with their paths in NFC.
-    :raises ProtocolError: they do not hold together.
+    :ivar items: those checked so far, with their paths in NFC.
     """
-    directories: set[tuple[str, ...]] = {()}
-    seen: set[tuple[str, ...]] = set()
-    checked: list[m.Item] = []
-    for item in items:
-        path = check_path(item.path)
-        if path in seen:
-            raise ProtocolError(f"The name {printable(path[-1])!r} comes twice.")
-        if path[:-1] not in directories:
-            raise ProtocolError(f"The folder of {printable(path[-1])!r} was not named.")
-        seen.add(path)
-        if item.directory:
-            if item.size or item.executable:
-                raise ProtocolError(f"The folder {printable(path[-1])!r} has a size.")
-            directories.add(path)
-        checked.append(item if path == item.path else msgspec.structs.replace(item, path=path))
-    return tuple(checked)
+
+    def __init__(self) -> None:
+        self.items: list[m.Item] = []
+        self._directories: set[tuple[str, ...]] = set()
+        self._seen: set[tuple[str, ...]] = set()
+
+    def add(self, items: Iterable[m.Item]) -> None:
+        """Check the next ones.
+
+        :raises ProtocolError: they do not hold together.
+        """
+        directories, seen = self._directories, self._seen
+        for item in items:
+            path = item.path
+            folder = path[:-1]
+            if folder in directories:  # whose components were checked
+                name = check_component(path[-1])
+                path = check_length(path if name == path[-1] else (*folder, name))
+            else:
+                path = check_path(path)
+                folder = path[:-1]
+            if path in seen:
+                raise ProtocolError(f"The name {printable(path[-1])!r} comes twice.")
+            if folder and folder not in directories:
+                raise ProtocolError(f"The folder of {printable(path[-1])!r} was not named.")
+            seen.add(path)
+            if item.directory:
+                if item.size or item.executable:
+                    raise ProtocolError(f"The folder {printable(path[-1])!r} has a size.")
+                directories.add(path)
+            self.items.append(item if path == item.path else msgspec.structs.replace(item, path=path))

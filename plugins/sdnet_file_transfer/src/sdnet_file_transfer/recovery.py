@@ -47,6 +47,8 @@ def clean_tree(tree: int, items: Sequence[Item], expected: Callable[[int], bytes
     :param expected: by item, the digest that its file must have; None if it should not be there.
     :returns: the digests of the files that stay, by item.
     """
+    if not os.listdir(tree):  # as of every new transfer, which may have very many items
+        return {}
     wanted = {item.path: index for index, item in enumerate(items)}
     buffer = bytearray(_READ_BYTES)
     verified: dict[int, bytes] = {}
@@ -96,11 +98,12 @@ def clean_parts(staging: int, items: Sequence[Item], held: Held, keep: Callable[
     :param keep: whether an item's part may still be needed.
     :returns: by item, its length and the state of the hash over it.
     """
+    names = [name for name in os.listdir(staging) if name.startswith(_PART_PREFIX)]
+    if not names:
+        return {}
     index_of = {part_name(item_key(item)): index for index, item in enumerate(items) if not item.directory}
     verified: dict[int, tuple[int, blake3]] = {}
-    for name in os.listdir(staging):
-        if not name.startswith(_PART_PREFIX):
-            continue
+    for name in names:
         index = index_of.get(name)
         found = None
         if index is not None and keep(index):
