@@ -16,6 +16,7 @@ LARGE_BYTES = 65536
 
 _READ_BYTES = 65536
 _MAX_RECORD_BYTES = 4 + (1 << 20) + 16
+"""The longest record with its header and its tag."""
 _INCOMING_BYTES = 5 << 19
 """Room for two records and what comes with them, so that few have to be moved to the front."""
 _MAX_INCOMING = 8

@@ -273,6 +273,7 @@ class ReceiverMachine:
         if len(self._manifest.items) < request.item_count:
             return None
         self._items = checked = tuple(self._manifest.items)
+        self._manifest = ManifestCheck()  # its sets of names have done what they are for
         if sum(item.size for item in checked) != request.total_bytes:
             raise ProtocolError("The sizes that the sender named do not make up the sum it named.")
         self._state = _State.OFFERED
