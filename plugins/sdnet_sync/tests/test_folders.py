@@ -60,8 +60,10 @@ async def holds(root: Path, wanted: Mapping[str, bytes | str], *, within_s: floa
     try:
         await eventually(lambda: _is(root, expected), within_s=within_s)
     except TimeoutError:
-        assert tree(root) == expected
-        raise
+        found = tree(root)
+        differ = sorted(path for path in expected.keys() | found if expected.get(path) != found.get(path))
+        sizes = {path: (len(expected.get(path, b"")), len(found.get(path, b""))) for path in differ}
+        raise AssertionError(f"{root}: not as wanted, with the sizes wanted and found: {sizes}") from None
 
 
 async def _is(root: Path, expected: Mapping[str, bytes]) -> bool:
@@ -257,6 +259,9 @@ async def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
         folder = service(linked[1]).folders.folder(location.id)
         await eventually(lambda: _has_problem(folder, "sub/a.txt"))
         assert list(outside.iterdir()) == []
+        folder.rescan()
+        await folder.settled.wait()
+        assert "sub/a.txt" in folder.problems  # which reading the folder anew does not hide
 
 
 async def test_a_reader_receives_and_writes_nothing(tmp_path: Path) -> None:

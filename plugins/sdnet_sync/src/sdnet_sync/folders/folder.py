@@ -365,6 +365,8 @@ class Folder:
                 scan = await self.run_blocking(
                     partial(scan_all, self.tree, self.index, mode, ignore, stopped=lambda: self._stopping)
                 )
+                if self.mirror and self.problems.keys() - scan.problems.keys():
+                    self._remote_all = True  # what cannot be placed says so again
                 self.problems = dict(scan.problems)
             else:
                 scan = await self.run_blocking(scan_some, self.tree, self.index, mode, ignore, paths)
