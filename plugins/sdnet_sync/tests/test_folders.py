@@ -19,7 +19,7 @@ from sdnet_sync.folders.contents import hash_block
 from sdnet_sync.folders.entries import Location
 from sdnet_sync.folders.folder import Folder
 
-from .nodes import eventually, nodes, service, shared
+from .nodes import WITHIN_S, eventually, nodes, service, shared
 
 pytestmark = pytest.mark.anyio
 
@@ -41,7 +41,7 @@ def tree(root: Path) -> dict[str, bytes]:
     }
 
 
-async def same(*roots: Path, within_s: float = 30.0) -> dict[str, bytes]:
+async def same(*roots: Path, within_s: float = WITHIN_S) -> dict[str, bytes]:
     """Wait until folders hold the same files."""
 
     async def equal() -> bool:
@@ -55,7 +55,7 @@ async def same(*roots: Path, within_s: float = 30.0) -> dict[str, bytes]:
     return tree(roots[0])
 
 
-async def holds(root: Path, wanted: Mapping[str, bytes | str], *, within_s: float = 30.0) -> None:
+async def holds(root: Path, wanted: Mapping[str, bytes | str], *, within_s: float = WITHIN_S) -> None:
     expected = {path: data.encode() if isinstance(data, str) else data for path, data in wanted.items()}
     try:
         await eventually(lambda: _is(root, expected), within_s=within_s)
@@ -88,12 +88,12 @@ async def mirrored(
         libraries = await shared(cores[0], *cores[1:], role=role)
         location = await service(cores[0]).folders.mirror(libraries[0], roots[0], name="Photos")
         for core, library, root in zip(cores[1:], libraries[1:], roots[1:], strict=True):
-            await eventually(lambda library=library: _has_location(library))
+            await eventually(lambda library=library: has_location(library))
             await service(core).folders.mirror(library, root)
         yield linked, libraries, roots, location
 
 
-async def _has_location(library: Library) -> bool:
+async def has_location(library: Library) -> bool:
     return await library.count("sdnet.location") > 0
 
 
@@ -315,7 +315,7 @@ async def mirrored_existing(
         roots = [tmp_path / "folder0", tmp_path / "folder1"]
         location = await service(linked[0]).folders.mirror(libraries[0], roots[0], name="Photos")
         await service(linked[0]).folders.folder(location.id).settled.wait()
-        await eventually(lambda: _has_location(libraries[1]))
+        await eventually(lambda: has_location(libraries[1]))
         await service(linked[1]).folders.mirror(libraries[1], roots[1])
         yield linked, libraries, roots, location
 

@@ -15,7 +15,7 @@ from sdnet_sync.folders.scan import Ignore, scan_all, scan_some
 from sdnet_sync.folders.tree import Tree
 
 from .nodes import eventually, nodes, service, shared
-from .test_folders import holds, mirrored, write
+from .test_folders import has_location, holds, mirrored, write
 
 pytestmark = pytest.mark.anyio
 
@@ -67,6 +67,29 @@ async def test_contents_go_through_a_member_in_between(tmp_path: Path) -> None:
         await holds(b, {"small.txt": "one", "big.bin": big})
 
 
+async def test_what_is_no_longer_in_the_library_is_no_longer_waited_for(tmp_path: Path) -> None:
+    roots = [tmp_path / "folder0", tmp_path / "folder1"]
+    for root in roots:
+        root.mkdir()
+    write(roots[0], "a.txt", "first")
+    async with nodes(3) as linked:
+        libraries = await shared(*linked)
+        location = await service(linked[0]).folders.mirror(libraries[0], roots[0], name="Photos")
+        await eventually(lambda: has_location(libraries[1]))
+        await service(linked[1]).folders.mirror(libraries[1], roots[1])
+        await holds(roots[1], {"a.txt": "first"})
+        folder = service(linked[1]).folders.folder(location.id)
+        # The third tells of what it has not got itself.
+        linked.cut(linked[0], linked[1])
+        write(roots[0], "a.txt", "second")
+        await eventually(lambda: _wants(folder, 1))
+        write(roots[0], "a.txt", "first")
+        await eventually(lambda: _wants(folder, 0))
+        await folder.settled.wait()
+        linked.heal(linked[0], linked[1])
+        await holds(roots[1], {"a.txt": "first"})
+
+
 async def test_a_cut_in_the_middle_is_gone_on_from(tmp_path: Path) -> None:
     big = os.urandom(40 << 20)
     async with mirrored(tmp_path, files={"a.txt": "one"}) as (linked, _, (a, b), location):
@@ -109,6 +132,10 @@ async def test_others_hear_of_changes_and_of_how_far_it_is(tmp_path: Path) -> No
                     break
             assert event.sequence > sequences[0] > 0
             assert event.location_id == location.id
+
+
+async def _wants(folder: Folder, count: int) -> bool:
+    return folder.fetcher.count == count
 
 
 async def _received(folder: Folder, size: int) -> bool:

@@ -145,7 +145,7 @@ async def test_a_relay_that_lies_is_found_out_and_reported_and_honest_members_go
             assert {key: found[key] for key in found if expected.get(key) != found[key]} == {}
             for core in (a, b):
                 await service(core).maintain()  # by and by they ask again by themselves
-            await eventually(lambda: in_step(la, lb, lm), within_s=30)
+            await eventually(lambda: in_step(la, lb, lm))
             assert await contents(lb) == expected
 
         for name, (lie, reason) in {**RELAY_LIES, **OWN_LIES}.items():
@@ -163,10 +163,10 @@ async def test_a_relay_that_lies_is_found_out_and_reported_and_honest_members_go
         for number in range(3):
             await la.put("k", f"dropped {number}", {"v": number})
             expected["k", f"dropped {number}"] = {"v": number}
-        await eventually(lambda: in_step(la, lm), within_s=30)
+        await eventually(lambda: in_step(la, lm))
         liar.lie = drop
         linked.heal(m, b)
-        await eventually(lambda: _at_least(liar, before + MAX_STALLS), within_s=30)
+        await eventually(lambda: _at_least(liar, before + MAX_STALLS))
         assert not any(entry_id.startswith("dropped") for _, entry_id in await contents(lb))
         await honest_again()
 
@@ -174,28 +174,28 @@ async def test_a_relay_that_lies_is_found_out_and_reported_and_honest_members_go
         link = service(b)._sharing.linker.links[m.device_info.id]
         await lm.put("k", "by m", {"v": 1})
         expected["k", "by m"] = {"v": 1}
-        await eventually(lambda: in_step(la, lb, lm), within_s=30)
+        await eventually(lambda: in_step(la, lb, lm))
         liar.lie = too_long
         await la.put("k", "after it", {"v": 1})
         expected["k", "after it"] = {"v": 1}
-        await eventually(lambda: _is_over(b, m, link), within_s=30)
+        await eventually(lambda: _is_over(b, m, link))
         await honest_again()
 
         # As a reader it cannot even write what would be right.
         await service(a).set_role(la.id, m.device_info.id, Role.READER)
-        await eventually(lambda: in_step(la, lb, lm), within_s=30)
+        await eventually(lambda: in_step(la, lb, lm))
         await told("is a reader", lambda s, found: own(s, found, WRITE), Reason.NOT_ALLOWED)
 
         # Removed, it is not listened to any more.
         linked.heal(a, b)
         await service(a).remove(la.id, m.device_info.id)
-        await eventually(lambda: _members(lb, 2), within_s=30)
+        await eventually(lambda: _members(lb, 2))
         late = service(m)._sharing.linker.links.get(b.device_info.id)
         if late is not None:
             late.do([Send(Push(library=la.library, batches=(forge_batch(liar.store, WRITE),)))])
         await la.put("k", "last", {"v": 1})
         expected["k", "last"] = {"v": 1}
-        await eventually(lambda: in_step(la, lb), within_s=30)
+        await eventually(lambda: in_step(la, lb))
         assert await contents(lb) == expected
         assert ("k", "last") not in await contents(lm)
 

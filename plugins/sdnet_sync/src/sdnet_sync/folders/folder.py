@@ -415,12 +415,13 @@ class Folder:
             )
             self._remote.update(copies)
         applier = self._applier()
+        done = Done()
         # The location goes before its files do; that takes nothing from anybody's disk.
         if await self._belongs() and (plan.places or plan.removes or plan.renames or plan.touches):
             done = await self.run_blocking(applier.apply, plan)
             await self._after(done)
-        gone = {row.key for row in plan.removes}
-        self.fetcher.drop(key for key in keys if key in gone)
+        lacking = {place.key for place in done.fetch}
+        self.fetcher.drop(key for key in keys if key not in lacking)
 
     def _applier(self) -> Applier:
         return Applier(self.tree, self.index, keep_versions=self.host.settings.keep_versions > 0)
