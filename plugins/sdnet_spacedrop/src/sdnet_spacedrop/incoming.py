@@ -260,6 +260,8 @@ class IncomingDrops:
         """Watch the transfer of an accepted drop to its end."""
         try:
             await self._mover.follow(drop)
+            if drop.state is DropState.CANCELLED:  # nobody goes on with it: nothing that has come is kept
+                await self._mover.stop(drop)
         except NetworkingError as error:
             drop.machine.give_up(error.detail)
         await self._book.conclude(drop)
