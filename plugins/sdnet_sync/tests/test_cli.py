@@ -145,6 +145,7 @@ async def test_the_life_of_a_library(capsys: pytest.CaptureFixture[str], tmp_pat
         await run(a, "delete", "Recipes", "recipe", "pancakes")
         with pytest.raises(NotFoundError):
             await run(a, "get", "Recipes", "recipe", "pancakes")
+        await eventually(lambda: in_step(la, lb))  # the import is to come after the deletion, not beside it
         file.write_bytes(file.read_bytes() + b'{"kind": "blob", "id": "1", "fields": {"data": {"$bytes": "ff00"}}}\n')
         await run(b, "import", "Recipes", str(file))
         await eventually(lambda: in_step(la, lb))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 
@@ -23,7 +24,7 @@ from sdnet_sync.records import SyncRefused
 from sdnet_sync.standing import NO_HEAD
 from sdnet_sync.store import Store
 
-from .nodes import contents, eventually, in_step, nodes, service, shared
+from .nodes import WITHIN_S, contents, eventually, in_step, nodes, service, shared
 from .replicas import forge_batch
 
 pytestmark = pytest.mark.anyio
@@ -127,12 +128,24 @@ async def test_a_relay_that_lies_is_found_out_and_reported_and_honest_members_go
         async def told(name: str, lie: Lie, reason: Reason) -> None:
             async with record_events(b) as events:
                 liar.lie = lie
-                for number in range(2):
-                    await la.put("k", f"{name} {number}", {"v": number})
-                    expected["k", f"{name} {number}"] = {"v": number}
-                refused = await events.wait_for(
-                    SyncRefused, where=lambda event: event.reason == str(reason), timeout_s=30
-                )
+                heard = anyio.Event()
+
+                async def write() -> None:
+                    # On and on: what it reads before it has heard what we lack holds no lie that it would send.
+                    number = 0
+                    while not heard.is_set():
+                        await la.put("k", f"{name} {number}", {"v": number})
+                        expected["k", f"{name} {number}"] = {"v": number}
+                        number += 1
+                        with anyio.move_on_after(0.1 if number > 1 else 0):
+                            await heard.wait()
+
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(write)
+                    refused = await events.wait_for(
+                        SyncRefused, where=lambda event: event.reason == str(reason), timeout_s=WITHIN_S
+                    )
+                    heard.set()
             assert refused.library_id == lb.id
             assert refused.device_id == m.device_info.id, "it is the relay that is named, whoever it lied about"
             status = await lb.status()
