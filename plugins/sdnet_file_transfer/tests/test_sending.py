@@ -8,9 +8,10 @@ from typing import Any
 
 import anyio
 import pytest
+from blake3 import blake3
 
 from sdnet_file_transfer import messages as m
-from sdnet_file_transfer.machine import ReceiverMachine
+from sdnet_file_transfer.machine import Acknowledged, Offered, ReceiverMachine, SentAll
 from sdnet_file_transfer.sending import Cancelled, Sending
 from sdnet_file_transfer.source import scan
 
@@ -69,6 +70,33 @@ class Stream:
         changed.set()
 
 
+class Asking(Stream):
+    """Answers an offer when the test says so, with what it holds already."""
+
+    def __init__(self) -> None:
+        super().__init__(0, lambda: None)
+        self.received: dict[int, bytes] = {}
+        self.offered = anyio.Event()
+
+    async def send_record(self, data: bytes | bytearray | memoryview) -> None:
+        await anyio.lowlevel.checkpoint()
+        record = bytes(data)
+        if record[0] == m.DATA:
+            for chunk in self._machine.chunks(memoryview(record)):
+                self.received[chunk.item] = self.received.get(chunk.item, b"") + bytes(chunk.data)
+            return
+        event = self._machine.receive(record)
+        if isinstance(event, Offered):
+            self.offered.set()
+        elif isinstance(event, SentAll):
+            self._answers.append(self._machine.acknowledge(0))
+            self._tell()
+
+    def accept(self, *resume: m.ItemResume) -> None:
+        self._answers += self._machine.accept(resume)
+        self._tell()
+
+
 async def run_blocking(function: Callable[..., Any], *args: Any) -> Any:
     await anyio.lowlevel.checkpoint()
     return function(*args)
@@ -88,3 +116,48 @@ async def test_the_receiver_is_told_of_a_cancel_at_any_record(make_tree: MakeTre
     with anyio.fail_after(30):
         assert isinstance(await sending.run(), Cancelled)
     assert m.decode_control(stream.sent[-1]) == m.TransferCancel(reason="enough")
+
+
+async def send_to(stream: Asking, file: Path, answer: Callable[[], None]) -> None:
+    sending = Sending(
+        stream, uuid.uuid4(), "send", scan([file]), run_blocking=run_blocking, observe=lambda state, bytes_, items: None
+    )
+    before = len(os.listdir("/proc/self/fd"))
+
+    async def decide() -> None:
+        await stream.offered.wait()
+        await anyio.wait_all_tasks_blocked()
+        answer()
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(decide)
+            assert await sending.run() == Acknowledged(failed=0)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_what_goes_first_is_read_while_the_receiver_decides(make_tree: MakeTree) -> None:
+    files: Tree = {str(number): os.urandom(1000) for number in range(100)}
+    root = make_tree("src", files)
+
+    def answer() -> None:
+        for file in root.iterdir():
+            file.unlink()
+        stream.accept()
+
+    stream = Asking()
+    await send_to(stream, root, answer)
+    assert set(stream.received.values()) == set(files.values())
+
+
+@pytest.mark.parametrize("held", [0, 1, 5_000_000, 15_999_999, 16_000_000])
+async def test_what_was_read_counts_only_if_the_receiver_holds_nothing(make_tree: MakeTree, held: int) -> None:
+    data = os.urandom(16_000_000)
+    file = make_tree("src", {"big": data}) / "big"
+    stream = Asking()
+
+    def answer() -> None:
+        stream.accept(m.ItemResume(0, held, blake3(data[:held]).digest(), False))
+
+    await send_to(stream, file, answer)
+    assert stream.received[0] == data[held:]

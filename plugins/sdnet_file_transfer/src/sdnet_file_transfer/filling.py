@@ -70,6 +70,17 @@ class Filling:
         """Whether the next records are read before they are wanted."""
         self._ended = False
 
+    def begin(self) -> None:
+        """Read the first records, as many as are held at once, before any is wanted."""
+        self._work()
+
+    async def drop(self) -> None:
+        """Read nothing more; when this returns, nobody uses the reader."""
+        self._free, self._unmade = [], 0
+        while self._working is not None:
+            await self._working.wait()
+        self._full.clear()
+
     async def next(self) -> Full | None:
         """The next record; None when everything was read."""
         while not self._full and not self._ended:

@@ -16,12 +16,13 @@ from sdnet_core.errors import ConflictError, NetworkingError, ProtocolError, Sto
 from .config import FileTransferConfig
 from .conversation import is_transient
 from .jobs import Job, JobRecord, JobStore
-from .landing import DiskFullError, Landing, remove_staging, staging_name
+from .landing import Landing
 from .limits import Limiter
 from .machine import Offered, PeerCancelled, PeerFailed
 from .messages import Refusal
 from .receiving import Admission, AlreadyReceived, Received, ReceiveOutcome, Receiving, Refused
 from .sending import Cancelled
+from .staging import DiskFullError, remove_staging, staging_name
 from .transfer import Transfer, TransferState
 
 __all__ = ["Incoming"]

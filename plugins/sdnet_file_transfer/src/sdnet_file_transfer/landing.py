@@ -8,28 +8,31 @@ name in one step, when all of it is verified and safe on disk.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from blake3 import blake3
 
-from sdnet_core.errors import NetworkingError, ProtocolError, StorageError
+from sdnet_core.errors import ProtocolError
 
 from . import beneath, recovery
 from .journal import Journal, Mark, group_key, item_key
 from .messages import DATA, SEGMENT_HEADER, FileChunk, Item, ItemResume
-from .names import STAGING_PREFIX, printable
+from .names import printable
 from .part import PartWriter
+from .staging import explained
 
-__all__ = ["DiskFullError", "Landing", "MismatchError", "remove_staging", "staging_name"]
+__all__ = ["Landing", "MismatchError"]
 
 MARK_BYTES = 4 << 20
 """A part file's journal entries are so far apart: the most that comes again after a crash."""
 SYNC_BYTES = 64 << 20
 """So much of a file may be written before it is brought to the disk."""
+SYNC_FILES = 2500
+"""So many files may be written before they are brought to the disk, while more of them come."""
 SYNCED_SIZE_BYTES = 8 << 20
 """From this size on a file is brought to the disk when it ends; smaller ones together, before they are exposed."""
 _READY_GROUPS = 512
@@ -45,46 +48,6 @@ class MismatchError(ProtocolError):
     """A file that came does not have the hash that its sender named."""
 
     code = "mismatch"
-
-
-class DiskFullError(StorageError):
-    """There is not enough room for what was sent."""
-
-    code = "disk-full"
-
-
-def staging_name(transfer_id_hex: str) -> str:
-    """The folder that holds an unfinished transfer, beside its destination."""
-    return STAGING_PREFIX + transfer_id_hex
-
-
-def remove_staging(destination: Path, name: str) -> None:
-    """Remove what is left of a transfer.
-
-    :raises StorageError: it cannot be removed.
-    """
-    with explained(destination, "removed"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        top = os.open(destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            beneath.remove_tree(name, below=top)
-        finally:
-            os.close(top)
-
-
-@contextlib.contextmanager
-def explained(place: Path, done: str) -> Iterator[None]:
-    """Turn the system's errors into ours, with a sentence for the person."""
-    try:
-        yield
-    except NetworkingError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(f"The disk that holds {place} is full.") from error
-        if error.errno == errno.EFBIG:
-            raise StorageError(f"A file is larger than {place} can take.") from error
-        reason = error.strerror or type(error).__name__
-        raise StorageError(f"What was sent could not be {done} in {place}: {reason}.") from error
 
 
 @dataclass(slots=True)
@@ -105,7 +68,7 @@ class Landing:
     """Where one transfer's files go.
 
     :param destination: the folder for the final names; created if it is missing.
-    :param name: of the private folder in it, from `staging_name`.
+    :param name: of the private folder in it, from `sdnet_file_transfer.staging.staging_name`.
     :param items: a manifest that `ManifestCheck` has let through.
     :param adopt: another private folder whose contents may be used: an earlier attempt at the same.
     :param fresh: throw away what a private folder of this name holds.
@@ -143,7 +106,7 @@ class Landing:
         """What was hashed before it was written: the hashes up to the ends of its records."""
         self._digest = b""
         """The hash of what is here, if the hasher is beyond it."""
-        self._unsynced_bytes = 0
+        self._unsynced_bytes = self._unsynced_files = 0
         self._unsynced: list[tuple[str, ...]] | None = []
         self._ready: list[_Group] = []
         self._open_files = contextlib.ExitStack()
@@ -390,6 +353,7 @@ class Landing:
             file.close()
 
     def _note_unsynced(self, item: Item) -> None:
+        self._unsynced_files += 1
         if self._unsynced is not None:
             self._unsynced.append(item.path)
             if len(self._unsynced) > _UNSYNCED_FILES:
@@ -448,7 +412,7 @@ class Landing:
                 finally:
                     os.close(descriptor)
             self._journal.sync()
-        self._unsynced, self._unsynced_bytes = [], 0
+        self._unsynced, self._unsynced_bytes, self._unsynced_files = [], 0, 0
 
     def flush(self) -> None:
         """Write the journal's new entries; call it after some writes.
@@ -458,12 +422,22 @@ class Landing:
         with explained(self.destination, "noted"):
             self._journal.flush()
 
-    def take_sync(self) -> int | None:
-        """When enough was written: a new descriptor of the open file, to be synced and closed in another thread."""
+    def take_sync(self) -> Callable[[], None] | None:
+        """When enough was written: what brings it to the disk, to be called once, in another thread."""
+        if self._unsynced_files >= SYNC_FILES:
+            self._unsynced_bytes = self._unsynced_files = 0
+            return partial(self._bring_to_disk, beneath.sync_filesystem, os.dup(self._tree))
         if self._unsynced_bytes < SYNC_BYTES or self._file is None:
             return None
         self._unsynced_bytes = 0
-        return os.dup(self._file.descriptor)
+        return partial(self._bring_to_disk, os.fdatasync, os.dup(self._file.descriptor))
+
+    def _bring_to_disk(self, sync: Callable[[int], None], descriptor: int) -> None:
+        try:
+            with explained(self.destination, "brought to the disk"):
+                sync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def finish(self) -> None:
         """Give the rest its final names; everything is safe on disk when this returns.

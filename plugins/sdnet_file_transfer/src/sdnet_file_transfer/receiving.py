@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,12 @@ from sdnet_core.errors import ConnectionFailedError, NetworkingError, ProtocolEr
 from . import messages as m
 from .compression import unpack
 from .conversation import LAST_WORDS_TIMEOUT_S, Conversation, RecordStream, is_transient, pass_on, take_next
-from .landing import DiskFullError, Landing, MismatchError
+from .landing import Landing, MismatchError
 from .limits import Throttle
 from .machine import Heartbeat, Offered, PeerCancelled, PeerFailed, ReceiverMachine, SentAll
 from .part import PAGE_BYTES, page_memory
 from .sending import Cancelled, Paused
+from .staging import DiskFullError
 from .transfer import TransferState
 
 __all__ = ["Admission", "AlreadyReceived", "ReceiveOutcome", "Received", "Receiving", "Refused"]
@@ -236,11 +236,11 @@ class Receiving(Conversation):
                     records.append(take.receive_nowait())
             for buffer, length in records:  # here: that takes less time than a thread takes to have its turn for it
                 landing.hash_at_once(buffer[:length])
-            event, descriptor = await self._run_blocking(self._ingest, landing, records)
+            event, sync = await self._run_blocking(self._ingest, landing, records)
             self._spare += [buffer for buffer, _ in records]
             self._observe(TransferState.TRANSFERRING, landing.done_bytes, landing.done_items)
-            if descriptor is not None:
-                await self._sync_behind(descriptor)
+            if sync is not None:
+                await self._sync_behind(sync)
             if isinstance(event, SentAll):
                 await self._finish(landing)
                 return
@@ -250,7 +250,7 @@ class Receiving(Conversation):
 
     def _ingest(
         self, landing: Landing, records: Sequence[_Record]
-    ) -> tuple[SentAll | PeerCancelled | PeerFailed | None, int | None]:
+    ) -> tuple[SentAll | PeerCancelled | PeerFailed | None, Callable[[], None] | None]:
         """Check, hash and write some records; runs in a thread."""
         ended = None
         for buffer, length in records:
@@ -269,17 +269,19 @@ class Receiving(Conversation):
         landing.flush()
         return ended, landing.take_sync()
 
-    async def _sync_behind(self, descriptor: int) -> None:
-        """Bring a growing file to the disk while more of it comes; wait if the disk is not done with the last time."""
+    async def _sync_behind(self, sync: Callable[[], None]) -> None:
+        """Bring what was written to the disk while more comes; wait if the disk is not done with the last time."""
         if self._syncing is not None:
-            await self._syncing.wait()
+            with anyio.CancelScope(shield=True):  # whoever ends this has to wait for that thread, too
+                await self._syncing.wait()
         self._syncing = anyio.Event()
         assert self._tasks is not None
-        self._tasks.start_soon(self._guard, self._sync, descriptor, self._syncing)
+        self._tasks.start_soon(self._guard, self._sync, sync, self._syncing)
 
-    async def _sync(self, descriptor: int, done: anyio.Event) -> None:
+    async def _sync(self, sync: Callable[[], None], done: anyio.Event) -> None:
         try:
-            await self._run_blocking(_sync_and_close, descriptor)
+            with anyio.CancelScope(shield=True):  # it holds a descriptor, which it closes
+                await self._run_blocking(sync)
         finally:
             done.set()
 
@@ -335,15 +337,6 @@ def _make_buffer() -> memoryview:
     """A buffer for a record, in which the contents of a file begin at a page: the disk takes them from there."""
     start = PAGE_BYTES - _BEFORE_CONTENTS_BYTES
     return memoryview(page_memory(PAGE_BYTES + m.MAX_RECORD_BYTES))[start : start + m.MAX_RECORD_BYTES]
-
-
-def _sync_and_close(descriptor: int) -> None:
-    try:
-        os.fdatasync(descriptor)
-    except OSError as error:
-        raise StorageError(f"The disk could not take what was sent: {error.strerror}.") from error
-    finally:
-        os.close(descriptor)
 
 
 def _failure(error: NetworkingError) -> m.TransferFailure:

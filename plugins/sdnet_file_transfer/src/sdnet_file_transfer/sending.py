@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -61,7 +61,7 @@ class Sending(Conversation):
         compress: bool = True,
     ) -> None:
         super().__init__(stream)
-        self._packer = Packer() if compress else None
+        self._compress = compress
         self._throttle = throttle
         self._machine = SenderMachine(transfer_id, purpose, manifest.items)
         self._manifest = manifest
@@ -74,6 +74,7 @@ class Sending(Conversation):
         self._stop = False
         self._resume: Accepted | None = None
         self._outcome: SendOutcome | None = None
+        self._packer: Packer | None = None
         self._reader: SourceReader | None = None
         self._tasks: TaskGroup | None = None
 
@@ -134,27 +135,39 @@ class Sending(Conversation):
             if self._stop:
                 return
             await self._send(record)
+        # The receiver most often has nothing of it yet: what goes first is read while it decides.
+        reader, filling = self._open_source({})
+        filling.begin()
         with self._asking:
             await self._accepted.wait()
         if self._resume is None:
             return
-        reader = self._reader = SourceReader(self._manifest, self._resume.resume, stop=lambda: self._stop)
         self._observe(TransferState.TRANSFERRING, 0, 0)
-        await self._pump(reader)
+        if self._resume.resume:
+            await filling.drop()
+            reader.close()
+            reader, filling = self._open_source(self._resume.resume)
+        await self._pump(filling)
         if not self._stop:
             self._observe(TransferState.VERIFYING, reader.done_bytes, reader.done_items)
             await self._send(self._machine.complete(len(reader.failed)))
 
-    async def _pump(self, reader: SourceReader) -> None:
-        """Send records while the next ones are read and hashed."""
-        throttle, packer = self._throttle, self._packer
+    def _open_source(self, resume: Mapping[int, m.ItemResume]) -> tuple[SourceReader, Filling]:
+        throttle = self._throttle
+        self._packer = Packer() if self._compress else None
+        self._reader = SourceReader(self._manifest, resume, stop=lambda: self._stop)
         filling = Filling(
-            reader,
-            packer,
+            self._reader,
+            self._packer,
             run_blocking=self._run_blocking,
             room=lambda: m.MAX_RECORD_BYTES if throttle is None else throttle.record_bytes,
             spawn=self._spawn,
         )
+        return self._reader, filling
+
+    async def _pump(self, filling: Filling) -> None:
+        """Send records while the next ones are read and hashed."""
+        throttle, packer = self._throttle, self._packer
         while (full := await filling.next()) is not None:
             record = full.record
             if throttle is not None and throttle.limited and not self._stop:

@@ -17,13 +17,14 @@ from sdnet_core import PluginContext, format_count
 from sdnet_core.errors import NetworkingError
 
 from .conversation import RecordStream
-from .landing import DiskFullError, Landing, remove_staging, staging_name
+from .landing import Landing
 from .limits import Limiter, Throttle
 from .machine import Acknowledged, Offered, PeerCancelled, PeerFailed, Rejected
 from .messages import Refusal
 from .receiving import Admission, Received, Receiving, Refused
 from .sending import Cancelled, Sending
 from .source import Manifest, scan
+from .staging import DiskFullError, remove_staging, staging_name
 from .transfer import RateMeter, TransferState
 
 __all__ = ["SingleOutcome", "SingleProgress", "SingleReceive", "SingleSend", "SingleTransfers"]
