@@ -11,7 +11,6 @@ import hashlib
 import os
 import platform
 import re
-import tempfile
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -410,6 +409,8 @@ def _runtime_directory(env: Mapping[str, str]) -> Path:
     runtime = env.get("XDG_RUNTIME_DIR")
     if runtime and len(os.fsencode(runtime)) <= 60:
         return Path(runtime) / "sdnet"
+    import tempfile  # not needed in most sessions, and slow to import
+
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
     folder = Path(tempfile.gettempdir())
     # A temporary folder deep below some home would make the socket's path too long.

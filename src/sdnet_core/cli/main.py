@@ -16,6 +16,7 @@ import click
 from ..daemon.api_error import ApiError
 from ..errors import NetworkingError
 from ..wording import nearest
+from .declared import declared_command
 from .kit import Cli, clean
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ _COMMANDS = {
     "stop": "node",
     "version": "node",
 }
-_COMMANDS_GROUP = "sdnet.commands.v1"
-_PLUGINS_GROUP = "sdnet.plugins."
 _EXIT_INTERRUPTED = 130
 _EXIT_BROKEN_PIPE = 141
 """As of a program that SIGPIPE ended, which a Python program is not by itself."""
@@ -87,16 +86,14 @@ class SdnetGroup(click.Group):
         """
         if self._plugin_commands is not None:
             return None
-        from importlib import metadata
-
+        found = declared_command(cmd_name)
+        if found is None or not found.plugins:
+            return None
         try:
-            [found] = metadata.entry_points(group=_COMMANDS_GROUP, name=cmd_name)
             settings = (ctx.find_object(Cli) or Cli(ctx.params.get("instance"))).config.plugins
-            of_it = found.dist.entry_points if found.dist is not None else ()
-            names = {entry.name for entry in of_it if entry.group.startswith(_PLUGINS_GROUP)}
-            if settings.strict or not names or names & set(settings.disable):
+            if settings.strict or found.plugins & set(settings.disable):
                 return None
-            if settings.allow is not None and not names <= set(settings.allow):
+            if settings.allow is not None and not found.plugins <= set(settings.allow):
                 return None
             command = found.load()
         except Exception:  # loading the plugins says what is wrong

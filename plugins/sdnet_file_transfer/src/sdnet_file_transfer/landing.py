@@ -90,7 +90,9 @@ class Landing:
         self._keys = [item_key(item) for item in items]
         self._groups: dict[str, _Group] = {}
         for index, item in enumerate(items):
-            group = self._groups.setdefault(item.path[0], _Group(item.path[0], item.directory))
+            group = self._groups.get(item.path[0])
+            if group is None:
+                group = self._groups[item.path[0]] = _Group(item.path[0], item.directory)
             group.items.append(index)
             group.waiting += not item.directory
         for group in self._groups.values():
