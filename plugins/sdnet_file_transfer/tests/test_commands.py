@@ -5,19 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib import metadata
 
 import click
 import pytest
 
-from sdnet_file_transfer import FileTransferPlugin
 from sdnet_file_transfer.cli import parse_rate
-
-
-def test_every_command_is_declared_so_that_it_starts_fast() -> None:
-    declared = metadata.distribution("sdnet-file-transfer").entry_points.select(group="sdnet.commands.v1")
-    given = {command.name: command for command in FileTransferPlugin().sdnet_commands()}
-    assert {entry.name: entry.load() for entry in declared} == given
 
 
 @pytest.mark.parametrize("disabled", [False, True])
