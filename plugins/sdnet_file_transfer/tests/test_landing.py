@@ -11,7 +11,7 @@ from blake3 import blake3
 
 from sdnet_core.errors import StorageError
 from sdnet_file_transfer import messages as m
-from sdnet_file_transfer.landing import MARK_BYTES, SYNC_FILES, Landing, MismatchError
+from sdnet_file_transfer.landing import MARK_BYTES, Landing, MismatchError
 from sdnet_file_transfer.staging import DiskFullError, explained, remove_staging, staging_name
 
 FileSizeLimit = Callable[[int], AbstractContextManager[None]]
@@ -455,45 +455,6 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="file"):
         Landing(tmp_path / "file" / "sub", STAGING, [file("a", b"1")])
-
-
-def test_many_small_files_are_brought_to_the_disk_while_more_of_them_come(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: list[int] = []
-    monkeypatch.setattr("sdnet_file_transfer.beneath.sync_filesystem", synced.append)
-    before = len(os.listdir("/proc/self/fd"))
-    number = 2 * SYNC_FILES + 1
-    made, _ = landing(tmp_path, folder("d"), *[file(f"d/{index}", b"1") for index in range(number)])
-    for index in range(1, SYNC_FILES):
-        made.write(whole(index, b"1"))
-    assert made.take_sync() is None
-    for index in range(SYNC_FILES, number + 1):
-        made.write(whole(index, b"1"))
-        if (sync := made.take_sync()) is not None:
-            assert len(synced) == index // SYNC_FILES - 1
-            sync()
-    assert len(synced) == 2
-    made.finish()
-    assert len(synced) == 3  # what came since, before it is exposed
-    made.discard()
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_a_disk_that_fails_meanwhile_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(descriptor: int) -> None:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr("sdnet_file_transfer.beneath.sync_filesystem", fail)
-    before = len(os.listdir("/proc/self/fd"))
-    made, _ = landing(tmp_path, folder("d"), *[file(f"d/{index}", b"1") for index in range(SYNC_FILES)])
-    write(made, [whole(index, b"1") for index in range(1, SYNC_FILES + 1)])
-    sync = made.take_sync()
-    assert sync is not None
-    with pytest.raises(StorageError, match=r"could not be brought to the disk .*Input/output error"):
-        sync()
-    made.discard()
-    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_descriptors_are_given_back(tmp_path: Path) -> None:
