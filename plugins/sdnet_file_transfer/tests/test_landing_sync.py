@@ -26,6 +26,7 @@ def test_many_small_files_are_brought_to_the_disk_while_more_of_them_come(
     assert made.take_sync() is None
     for index in range(SYNC_FILES, number + 1):
         made.write(whole(index, b"1"))
+        assert made.take_sync(busy=True) is None
         if (sync := made.take_sync()) is not None:
             assert len(synced) == index // SYNC_FILES - 1
             sync()

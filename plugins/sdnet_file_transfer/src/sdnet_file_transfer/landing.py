@@ -424,9 +424,13 @@ class Landing:
         with explained(self.destination, "noted"):
             self._journal.flush()
 
-    def take_sync(self) -> Callable[[], None] | None:
-        """When enough was written: what brings it to the disk, to be called once, in another thread."""
-        if self._unsynced_files >= SYNC_FILES:
+    def take_sync(self, *, busy: bool = False) -> Callable[[], None] | None:
+        """When enough was written: what brings it to the disk, to be called once, in another thread.
+
+        :param busy: the last one is not done yet. Small files do not wait for that, as other programs may have written
+            to their file system for minutes.
+        """
+        if self._unsynced_files >= SYNC_FILES and not busy:
             self._unsynced_bytes = self._unsynced_files = 0
             return partial(self._bring_to_disk, beneath.sync_filesystem, os.dup(self._tree))
         if self._unsynced_bytes < SYNC_BYTES or self._file is None:

@@ -267,10 +267,10 @@ class Receiving(Conversation):
             if not isinstance(event, Heartbeat):
                 raise ProtocolError("The sender repeated its offer.")
         landing.flush()
-        return ended, landing.take_sync()
+        return ended, landing.take_sync(busy=self._syncing is not None and not self._syncing.is_set())
 
     async def _sync_behind(self, sync: Callable[[], None]) -> None:
-        """Bring what was written to the disk while more comes; wait if the disk is not done with the last time."""
+        """Bring what was written to the disk while more comes; a large file waits until the last time is done."""
         if self._syncing is not None:
             with anyio.CancelScope(shield=True):  # whoever ends this has to wait for that thread, too
                 await self._syncing.wait()
