@@ -33,7 +33,7 @@ PURE_SOURCES = ["python-baseconv", "varint"]
 FAST_TESTS = ["tests/unit", "tests/integration", "plugins"]
 # Tests of daemons mostly wait, so more workers than cores pay, but with many more what is waited for comes too late; a
 # file stays on one worker with its fixtures. The order is that of conftest.py: by the number of tests, xdist's own,
-# what takes longest comes last.
+# what takes longest would come last.
 PYTEST = [PYTHON, "-m", "pytest", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
 # A test in its long form may take longer than any in its short one.
 LONG_PYTEST = [PYTHON, "-m", "pytest", "-o", "faulthandler_timeout=7200"]

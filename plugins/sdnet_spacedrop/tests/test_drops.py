@@ -11,7 +11,7 @@ import pytest
 
 from sdnet_core import NetworkingCore
 from sdnet_core.errors import ConflictError, DeviceNotFoundError, InvalidRequestError, NetworkingError, NotFoundError
-from sdnet_core.testing import linked_nodes, memory_node
+from sdnet_core.testing import linked_nodes, memory_node, record_events
 from sdnet_core.testing import pair as pair_nodes
 from sdnet_file_transfer import FileTransferService
 from sdnet_spacedrop import drops, outgoing
@@ -123,15 +123,16 @@ async def test_either_side_cancels_while_the_files_come(home: Path, make_file: M
         await pair.receiver.drops.accept(drop.id)
         here, there = (pair.sender, pair.receiver) if who == "sender" else (pair.receiver, pair.sender)
         await here.until(drop, "transferring")
-        assert (await here.drops.cancel(drop.id)).state == "cancelled"
-        ended = await there.until(drop, "cancelled")
-        assert ended.by_peer
-        with anyio.fail_after(10):
-            async for transfer in pair.receiver.core.get_service(FileTransferService).watch(uuid.UUID(drop.id)):
-                state = transfer.state
+        async with record_events(pair.receiver.core) as events:
+            assert (await here.drops.cancel(drop.id)).state == "cancelled"
+            ended = await there.until(drop, "cancelled")
+            assert ended.by_peer
+            with anyio.fail_after(10):
+                async for transfer in pair.receiver.core.get_service(FileTransferService).watch(uuid.UUID(drop.id)):
+                    state = transfer.state
             assert state == "cancelled"
-            while any(pair.receiver.downloads.iterdir()):  # noqa: ASYNC110 - a removed folder gives no signal
-                await anyio.sleep(0.01)
+            await events.wait_for("spacedrop-failed", timeout_s=10)  # which comes when all is tidied up
+        assert pair.receiver.received() == {}
         assert pair.receiver.drops.inbox() == []
 
 

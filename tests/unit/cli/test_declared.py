@@ -19,7 +19,9 @@ def install(site: Path, name: str, entry_points: str) -> None:
 
 
 def test_every_installed_command_is_found() -> None:
-    for entry in metadata.entry_points(group="sdnet.commands.v1"):
+    installed = metadata.entry_points(group="sdnet.commands.v1")
+    assert installed
+    for entry in installed:
         found = declared_command(entry.name)
         assert found is not None
         assert found.value == entry.value
