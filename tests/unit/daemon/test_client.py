@@ -139,6 +139,14 @@ def test_event_streams(config: Config, answer_with: Callable[[bytes], list[bytes
     assert list(ApiClient(config).stream("/events")) == [{"a": 1}, "no space", "é"]
 
 
+def test_a_stream_of_what_is_to_be_done(config: Config, answer_with: Callable[[bytes], list[bytes]]) -> None:
+    sent = answer_with(STREAM + b'data: {"state": "done"}\n\n')
+    assert list(ApiClient(config).stream("/x", {"k": "v"}, watch=True)) == [{"state": "done"}]
+    head, _, content = sent[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /v1/x?watch=true HTTP/1.1\r\n")
+    assert content == b'{"k": "v"}'
+
+
 def test_a_stream_that_breaks_off(config: Config, answer_with: Callable[[bytes], list[bytes]]) -> None:
     answer_with(CHUNKED + b"9\r\ndata: 1\n\n\r\n")
     events = ApiClient(config).stream("/events")
