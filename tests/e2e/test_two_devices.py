@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import cbor2
 import pytest
 
 from sdnet_core.clock import SystemClock, SystemRandomness
+from sdnet_core.daemon.client import ApiClient, ApiError
 from sdnet_core.storage import KeyFile, SecureStorage, Vault
 from tests.e2e.conftest import MakeNode, Node
 
@@ -131,6 +133,48 @@ def test_a_folder_arrives_whole(paired: tuple[Node, Node, str], tmp_path: Path) 
     assert (got / "größe.txt").read_text() == "ü"
     assert (got / "run.sh").stat().st_mode & 0o100
     assert alice.json("transfers")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_interrupting_the_command_cancels_the_transfer(
+    paired: tuple[Node, Node, str], tmp_path: Path, options: list[str]
+) -> None:
+    alice, bob, _ = paired
+    file = tmp_path / f"large{len(options)}.bin"
+    file.write_bytes(bytes(64 << 20))
+    alice.run("transfers", "limit", "--up", "1M")
+    try:
+        sending = alice.popen("send", str(file), "--to", "bob", *options)
+
+        def moving() -> bool:
+            return any(one["state"] == "transferring" for one in alice.ask("/file-transfer/transfers", state="active"))
+
+        alice.wait_until(moving, "bytes move")
+        sending.send_signal(signal.SIGINT)
+        out, err = sending.communicate(timeout=60)
+        assert (sending.returncode, out) == (130, "")
+        assert "Cancelled. What has arrived is kept" in err
+        for node in (alice, bob):
+            node.wait_until(lambda node=node: not node.ask("/file-transfer/transfers", state="active"), "it is over")
+            assert node.json("transfers")[0]["state"] == "cancelled"
+    finally:
+        alice.run("transfers", "limit", "--up", "off")
+    assert not list(bob.downloads.glob(file.name))
+
+
+def test_a_transfer_that_is_begun_by_one_request_is_followed_by_it(
+    paired: tuple[Node, Node, str], tmp_path: Path
+) -> None:
+    alice, _, _ = paired
+    (tmp_path / "a.txt").write_bytes(b"a")
+    body = {"device": "bob", "paths": [str(tmp_path / "a.txt")]}
+    client = ApiClient(alice.config)
+    with client.stream("/file-transfer/transfers", body, watch=True) as states:
+        found = list(states)
+    assert [state["name"] for state in found] == ["a.txt"] * len(found)
+    assert found[-1]["state"] == "completed"
+    with pytest.raises(ApiError, match="carol"):
+        client.stream("/file-transfer/transfers", body | {"device": "carol"}, watch=True)
 
 
 def test_mistakes_are_named(paired: tuple[Node, Node, str], tmp_path: Path) -> None:

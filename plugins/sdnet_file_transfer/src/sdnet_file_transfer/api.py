@@ -80,10 +80,14 @@ def routes(service: FileTransferService, ctx: PluginContext) -> list[Route]:
         ]
         return {"up": settings.total.up, "down": settings.total.down, "devices": devices}
 
-    async def send(request: ApiRequest) -> Transfer:
+    def begun(request: ApiRequest, transfer: Transfer) -> Transfer | AsyncIterator[Transfer]:
+        """What a request that begins a transfer is answered with: its beginning, or all of it as it goes on."""
+        return service.watch(transfer.id) if request.query.get("watch") == "true" else transfer
+
+    async def send(request: ApiRequest) -> Transfer | AsyncIterator[Transfer]:
         body = request.body_as(_Send)
         device_id = ctx.find_device(body.device).device_id
-        return await service.send(device_id, body.paths, priority=body.priority)
+        return begun(request, await service.send(device_id, body.paths, priority=body.priority))
 
     async def listing(request: ApiRequest) -> list[Transfer]:
         over = {"active": False, "over": True}.get(request.query.get("state", ""))
@@ -137,11 +141,11 @@ def routes(service: FileTransferService, ctx: PluginContext) -> list[Route]:
             for e in found
         ]
 
-    async def get(request: ApiRequest) -> Transfer:
+    async def get(request: ApiRequest) -> Transfer | AsyncIterator[Transfer]:
         body = request.body_as(_Get)
         device_id = ctx.find_device(body.device).device_id
         to = Path(body.to) if body.to else None
-        return await service.shared.get(device_id, _parts(body.path), to, priority=body.priority)
+        return begun(request, await service.shared.get(device_id, _parts(body.path), to, priority=body.priority))
 
     async def limits(request: ApiRequest) -> dict[str, Any]:
         return shown_limits()
@@ -157,7 +161,12 @@ def routes(service: FileTransferService, ctx: PluginContext) -> list[Route]:
         return shown_limits()
 
     return [
-        Route(method="POST", path="/transfers", endpoint=send, summary="Send files and folders to a device."),
+        Route(
+            method="POST",
+            path="/transfers",
+            endpoint=send,
+            summary="Send files and folders to a device; `?watch=true` follows it.",
+        ),
         Route(
             method="GET",
             path="/transfers",
@@ -175,7 +184,12 @@ def routes(service: FileTransferService, ctx: PluginContext) -> list[Route]:
         Route(method="POST", path="/shares", endpoint=share, summary="Share a folder with devices."),
         Route(method="DELETE", path="/shares/{name}", endpoint=unshare, summary="Take a share back; `?device=`."),
         Route(method="GET", path="/shared", endpoint=ls, summary="What a device shares; `?device=&path=`."),
-        Route(method="POST", path="/get", endpoint=get, summary="Get a file or folder that a device shares."),
+        Route(
+            method="POST",
+            path="/get",
+            endpoint=get,
+            summary="Get a file or folder that a device shares; `?watch=true` follows it.",
+        ),
         Route(method="GET", path="/limits", endpoint=limits, summary="Limits of bandwidth, bytes a second."),
         Route(method="POST", path="/limits", endpoint=limit, summary="Change limits of bandwidth; 0 takes one away."),
     ]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from contextlib import nullcontext
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sdnet_core.cli.kit import (
     ApiError,
     Cli,
-    Progress,
     format_count,
     format_duration,
     format_size,
@@ -19,9 +20,12 @@ from sdnet_core.cli.kit import (
     pass_cli,
     quote_segment,
 )
-from sdnet_core.errors import NetworkingError, RefusedError
+from sdnet_core.errors import ConnectionFailedError, NetworkingError, RefusedError
 
-__all__ = ["follow", "parse_rate", "priority_option", "report", "send", "transfers"]
+if TYPE_CHECKING:
+    from sdnet_core.cli.kit import EventStream
+
+__all__ = ["begin", "parse_rate", "priority_option", "report", "send", "transfers"]
 
 _BASE = "/file-transfer/transfers"
 _PRIORITIES = {"low": -1, "normal": 0, "high": 1}
@@ -61,41 +65,45 @@ def send(cli: Cli, paths: tuple[str, ...], device: str, detach: bool, priority: 
     Interrupting this command cancels the transfer; what has arrived is kept, and sending the same again goes on there.
     """
     body = {"device": device, "paths": [os.path.abspath(path) for path in paths], "priority": priority}
-    follow(cli, cli.client.post(_BASE, body, timeout_s=None), detach=detach, as_json=as_json)
+    begin(cli, _BASE, body, detach=detach, as_json=as_json)
 
 
-def follow(cli: Cli, transfer: dict[str, Any], *, detach: bool, as_json: bool) -> None:
-    """Show how a transfer goes on until it is over, and how it ended.
+def begin(cli: Cli, path: str, body: dict[str, Any], *, detach: bool, as_json: bool) -> None:
+    """Have a transfer begun, show how it goes on until it is over, and how it ended.
 
-    :raises NetworkingError: it did not end well.
+    :param path: of the local API, what begins it.
+    :param detach: show only that it has begun.
+    :raises NetworkingError: it did not begin, or did not end well.
     """
     if detach:
+        transfer = cli.client.post(path, body)
         if as_json:
             cli.print_json(transfer)
         else:
             way = "to" if transfer["direction"] == "send" else "from"
             cli.print(f"{_what(transfer)} is on its way {way} {transfer['device_name']}: transfer {transfer['id']}")
         return
-    try:
-        if as_json:
-            transfer = _follow(cli, transfer, None)
-        else:
-            with cli.progress(transfer["name"], total_bytes=transfer["total_bytes"]) as progress:
-                transfer = _follow(cli, transfer, progress)
-    except KeyboardInterrupt:
-        _cancel_quietly(cli, transfer["id"])
-        cli.note("Cancelled. What has arrived is kept: send the same again to go on from there.")
-        raise
+    with cli.client.stream(path, body, watch=True) as snapshots:
+        transfer = _follow(cli, snapshots, as_json=as_json)
     if as_json:
         cli.print_json(transfer)
     report(cli, transfer, as_json)
 
 
-def _follow(cli: Cli, transfer: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
-    with cli.client.stream(f"{_BASE}/{quote_segment(transfer['id'])}/watch") as snapshots:
-        for transfer in snapshots:
-            if progress is not None:
-                progress.update(transfer["done_bytes"], transfer["total_bytes"] or None, _line(transfer))
+def _follow(cli: Cli, snapshots: EventStream, *, as_json: bool) -> dict[str, Any]:
+    first = next(snapshots, None)
+    if first is None:
+        raise ConnectionFailedError("The node stopped before it had begun.")
+    transfer: dict[str, Any] = first
+    try:
+        with nullcontext() if as_json else cli.progress(transfer["name"], transfer["total_bytes"]) as progress:
+            for transfer in chain((first,), snapshots):
+                if progress is not None:
+                    progress.update(transfer["done_bytes"], transfer["total_bytes"] or None, _line(transfer))
+    except KeyboardInterrupt:
+        _cancel_quietly(cli, transfer["id"])
+        cli.note("Cancelled. What has arrived is kept: send the same again to go on from there.")
+        raise
     return transfer
 
 

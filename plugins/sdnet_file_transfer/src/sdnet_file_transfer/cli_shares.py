@@ -9,7 +9,7 @@ import click
 
 from sdnet_core.cli.kit import Cli, format_size, format_time, json_option, pass_cli, quote_segment
 
-from .cli import follow, priority_option
+from .cli import begin, priority_option
 
 __all__ = ["get", "ls", "share"]
 
@@ -126,4 +126,4 @@ def get(cli: Cli, place: tuple[str, str], folder: str | None, detach: bool, prio
     if not path.strip("/"):
         raise click.UsageError("Say what to get: DEVICE:PATH, such as laptop:Photos/2024.")
     body = {"device": device, "path": path, "to": os.path.abspath(folder) if folder else "", "priority": priority}
-    follow(cli, cli.client.post("/file-transfer/get", body), detach=detach, as_json=as_json)
+    begin(cli, "/file-transfer/get", body, detach=detach, as_json=as_json)
