@@ -12,6 +12,7 @@ from blake3 import blake3
 from sdnet_core.errors import StorageError
 from sdnet_file_transfer import messages as m
 from sdnet_file_transfer.landing import MARK_BYTES, Landing, MismatchError
+from sdnet_file_transfer.layout import Layout
 from sdnet_file_transfer.staging import DiskFullError, explained, remove_staging, staging_name
 
 FileSizeLimit = Callable[[int], AbstractContextManager[None]]
@@ -50,7 +51,7 @@ def failed(item: int) -> m.FileChunk:
 
 
 def landing(place: Path, *items: m.Item) -> tuple[Landing, list[m.ItemResume]]:
-    made = Landing(place, STAGING, items)
+    made = Landing(place, STAGING, Layout(items))
     return made, made.verify()
 
 
@@ -306,7 +307,7 @@ def test_an_earlier_attempt_is_adopted(tmp_path: Path) -> None:
     made, _ = landing(tmp_path, item)
     write(made, pieces(0, data, 0, 2 * STEP))
     made.close()
-    again = Landing(tmp_path, staging_name("01"), [item], adopt=STAGING)
+    again = Landing(tmp_path, staging_name("01"), Layout([item]), adopt=STAGING)
     assert again.verify()[0].length == 2 * STEP
     again.discard()
     assert os.listdir(tmp_path) == []
@@ -317,7 +318,7 @@ def test_a_fresh_start_uses_nothing(tmp_path: Path) -> None:
     made, _ = landing(tmp_path, folder("d"), item)
     made.write(whole(1, b"12"))
     made.close()
-    made = Landing(tmp_path, STAGING, [item], fresh=True)
+    made = Landing(tmp_path, STAGING, Layout([item]), fresh=True)
     assert made.verify() == []
     made.discard()
 
@@ -354,7 +355,7 @@ def test_a_folder_swapped_for_a_link_is_not_followed(tmp_path: Path) -> None:
     items = [folder("d"), file("d/a", b"1"), folder("d/e"), file("d/e/b", b"2")]
     made, _ = landing(place, *items)
     made.close()
-    made = Landing(place, STAGING, items)
+    made = Landing(place, STAGING, Layout(items))
     made.verify()
     (place / STAGING / "tree/d/e").rmdir()
     os.symlink(outside, place / STAGING / "tree/d/e")
@@ -372,8 +373,8 @@ def test_a_private_folder_that_is_a_link_is_not_followed(tmp_path: Path) -> None
     place.mkdir()
     os.symlink(outside, place / STAGING)
     with pytest.raises(StorageError):
-        Landing(place, STAGING, [file("a", b"1")])
-    made = Landing(place, STAGING, [file("a", b"1")], fresh=True)
+        Landing(place, STAGING, Layout([file("a", b"1")]))
+    made = Landing(place, STAGING, Layout([file("a", b"1")]), fresh=True)
     made.discard()
     assert list(outside.iterdir()) == []
 
@@ -454,7 +455,7 @@ def test_a_full_disk_is_said() -> None:
 def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="file"):
-        Landing(tmp_path / "file" / "sub", STAGING, [file("a", b"1")])
+        Landing(tmp_path / "file" / "sub", STAGING, Layout([file("a", b"1")]))
 
 
 def test_descriptors_are_given_back(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import anyio
 import pytest
 from blake3 import blake3
 
+from sdnet_core.errors import ConnectionFailedError
 from sdnet_file_transfer import messages as m
 from sdnet_file_transfer.machine import Acknowledged, Offered, ReceiverMachine, SentAll
 from sdnet_file_transfer.sending import Cancelled, Sending
@@ -148,6 +150,38 @@ async def test_what_goes_first_is_read_while_the_receiver_decides(make_tree: Mak
     stream = Asking()
     await send_to(stream, root, answer)
     assert set(stream.received.values()) == set(files.values())
+
+
+async def test_each_part_of_a_long_offer_leaves_before_the_next_one_is_made(make_tree: MakeTree) -> None:
+    root = make_tree("src", {str(number): b"" for number in range(5 * m.BATCH_ITEMS)})
+    seen: list[int] = []
+
+    class Counting(Asking):
+        async def send_record(self, data: bytes | bytearray | memoryview) -> None:
+            """Goes on without giving others a turn, as a stream with room does."""
+            self.sent.append(bytes(data))
+            if isinstance(self._machine.receive(data), Offered):
+                self.offered.set()
+
+    stream = Counting()
+    sending = Sending(
+        stream, uuid.uuid4(), "send", scan([root]), run_blocking=run_blocking, observe=lambda state, bytes_, items: None
+    )
+
+    async def look() -> None:
+        while not stream.offered.is_set():
+            seen.append(len(stream.sent))
+            await anyio.lowlevel.checkpoint()
+        sending.abandon()
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(look)
+            with pytest.raises(ConnectionFailedError):
+                await sending.run()
+    seen.append(len(stream.sent))
+    assert seen[-1] > 4
+    assert max(later - earlier for earlier, later in pairwise(seen)) <= 2, "the scheduler's order is random"
 
 
 @pytest.mark.parametrize("held", [0, 1, 5_000_000, 15_999_999, 16_000_000])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
@@ -240,7 +241,7 @@ class Incoming:
         if sum(other.transfer.state is TransferState.ASKING for other in self._jobs.values()) >= _MAX_ASKING:
             del self._jobs[job.id]
             return Refused(Refusal.BUSY, "Too many questions wait for an answer here.")
-        describe_offer(job, offer)
+        describe_offer(job, offer, _roots(offer))
         job.ask()
         with anyio.move_on_after(_ANSWER_S):
             await job.answered.wait()
@@ -279,13 +280,14 @@ class Incoming:
         return await self._begin(job, offer)
 
     async def _begin(self, job: Job, offer: Offered) -> tuple[Job, Admission]:
-        digest = blake3("\0".join(_roots(offer)).encode()).digest()
+        roots = _roots(offer)
+        digest = blake3("\0".join(roots).encode()).digest()
         name = staging_name(offer.transfer_id.hex)
         fresh = not job.record.staging
         adopt = await self._adopt(job, digest) if fresh else None
         job.idle = anyio.Event()
         job.reopen()
-        describe_offer(job, offer)
+        describe_offer(job, offer, roots)
         job.change(state=TransferState.OFFERING)
         job.note(roots=digest, staging=name, updated_at=self._ctx.clock.now())
         await self._store.save(job.record)
@@ -348,12 +350,14 @@ def _remove_all(left: set[tuple[Path, str]]) -> None:
 
 
 def _roots(offer: Offered) -> list[str]:
-    return list(dict.fromkeys(item.path[0] for item in offer.items))
+    return list(dict.fromkeys([item.path[0] for item in offer.items]))
 
 
-def describe_offer(job: Job, offer: Offered) -> None:
-    """Put into a job what is offered."""
-    roots = _roots(offer)
+def describe_offer(job: Job, offer: Offered, roots: Sequence[str]) -> None:
+    """Put into a job what is offered.
+
+    :param roots: the names under which it was sent.
+    """
     job.change(
         name=roots[0] if len(roots) == 1 else f"{len(roots)} items",
         items=sum(not item.directory for item in offer.items),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from blake3 import blake3
 from sdnet_core.errors import ProtocolError
 
 from . import beneath, recovery
-from .journal import Journal, Mark, group_key, item_key
+from .journal import Journal, Mark
+from .layout import Group, Layout
 from .messages import DATA, SEGMENT_HEADER, FileChunk, Item, ItemResume
 from .names import printable
 from .part import PartWriter
@@ -50,33 +50,19 @@ class MismatchError(ProtocolError):
     code = "mismatch"
 
 
-@dataclass(slots=True)
-class _Group:
-    """What was sent under one name: a file, or a folder with all that is in it."""
-
-    name: str
-    directory: bool
-    items: list[int] = field(default_factory=list)
-    key: bytes = b""
-    waiting: int = 0
-    """Files that have neither come nor failed."""
-    delivered: int = 0
-    landed: bool = False
-
-
 class Landing:
     """Where one transfer's files go.
 
     :param destination: the folder for the final names; created if it is missing.
     :param name: of the private folder in it, from `sdnet_file_transfer.staging.staging_name`.
-    :param items: a manifest that `ManifestCheck` has let through.
+    :param layout: of its manifest; for this landing alone, which notes in it how far it is.
     :param adopt: another private folder whose contents may be used: an earlier attempt at the same.
     :param fresh: throw away what a private folder of this name holds.
     :raises StorageError: the destination cannot be used.
     """
 
     def __init__(
-        self, destination: Path, name: str, items: Sequence[Item], *, adopt: str | None = None, fresh: bool = False
+        self, destination: Path, name: str, layout: Layout, *, adopt: str | None = None, fresh: bool = False
     ) -> None:
         self.destination = destination
         self.landed_names: list[str] = []
@@ -86,17 +72,9 @@ class Landing:
         self.done_bytes = 0
         """Bytes of this transfer that are here, the file that is coming included."""
         self._name = name
-        self._items = items
-        self._keys = [item_key(item) for item in items]
-        self._groups: dict[str, _Group] = {}
-        for index, item in enumerate(items):
-            group = self._groups.get(item.path[0])
-            if group is None:
-                group = self._groups[item.path[0]] = _Group(item.path[0], item.directory)
-            group.items.append(index)
-            group.waiting += not item.directory
-        for group in self._groups.values():
-            group.key = group_key([self._keys[index] for index in group.items])
+        self._items = layout.items
+        self._keys = layout.keys
+        self._groups = layout.groups
         self._whole: dict[int, bytes] = {}
         self._partial: dict[int, tuple[int, blake3]] = {}
         self._current: int | None = None
@@ -110,7 +88,7 @@ class Landing:
         """The hash of what is here, if the hasher is beyond it."""
         self._unsynced_bytes = self._unsynced_files = 0
         self._unsynced: list[tuple[str, ...]] | None = []
-        self._ready: list[_Group] = []
+        self._ready: list[Group] = []
         self._open_files = contextlib.ExitStack()
         with explained(destination, "prepared"), contextlib.ExitStack() as undo:
             undo.callback(self._open_files.close)
@@ -187,7 +165,7 @@ class Landing:
             return False
         return True
 
-    def _landed_before(self, group: _Group, done: dict[bytes, bytes]) -> list[ItemResume]:
+    def _landed_before(self, group: Group, done: dict[bytes, bytes]) -> list[ItemResume]:
         group.landed, group.waiting = True, 0
         resume = []
         for index in group.items:
@@ -383,7 +361,7 @@ class Landing:
         ready, self._ready = self._ready, []
         self._land(ready)
 
-    def _land(self, groups: Sequence[_Group]) -> None:
+    def _land(self, groups: Sequence[Group]) -> None:
         groups = [group for group in groups if group.delivered or self._only_folders(group)]
         if not groups:
             return
@@ -400,7 +378,7 @@ class Landing:
             group.landed = True
         os.fsync(self._top)
 
-    def _only_folders(self, group: _Group) -> bool:
+    def _only_folders(self, group: Group) -> bool:
         return all(self._items[index].directory for index in group.items)
 
     def _sync_before_landing(self, folders: bool) -> None:

@@ -79,7 +79,7 @@ Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIZE_BYTES)]
 Component = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
 
-class Item(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Item(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """One file or folder of the manifest; an array on the wire.
 
     :param path: components, the first being the name that was sent.

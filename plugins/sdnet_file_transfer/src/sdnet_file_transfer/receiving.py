@@ -19,6 +19,7 @@ from . import messages as m
 from .compression import unpack
 from .conversation import LAST_WORDS_TIMEOUT_S, Conversation, RecordStream, is_transient, pass_on, take_next
 from .landing import Landing, MismatchError
+from .layout import Layout
 from .limits import Throttle
 from .machine import Heartbeat, Offered, PeerCancelled, PeerFailed, ReceiverMachine, SentAll
 from .part import PAGE_BYTES, page_memory
@@ -112,6 +113,8 @@ class Receiving(Conversation):
         self._decide = decide
         self._observe = observe
         self._settle = settle
+        self._layout: Layout | None = None
+        self._laid_out = anyio.Event()
         self._landing: Landing | None = None
         self._outcome: ReceiveOutcome | None = None
         self._tasks: TaskGroup | None = None
@@ -155,6 +158,8 @@ class Receiving(Conversation):
         if isinstance(offer, PeerCancelled | PeerFailed):
             self._outcome = offer
         else:
+            assert self._tasks is not None
+            self._tasks.start_soon(self._guard, self._lay_out, offer)
             decision = await self._decide(offer)
             if isinstance(decision, Admission):
                 await self._take_files(offer, decision)
@@ -177,10 +182,18 @@ class Receiving(Conversation):
         except TimeoutError:
             raise ProtocolError("The sender did not say in time what it wants to send.") from None
 
+    async def _lay_out(self, offer: Offered) -> None:
+        """Work out what comes, while it is decided about."""
+        self._layout = await self._run_blocking(Layout, offer.items)
+        self._laid_out.set()
+
     async def _take_files(self, offer: Offered, admission: Admission) -> None:
         self._observe(TransferState.OFFERING, 0, 0)
+        await self._laid_out.wait()
+        layout, self._layout = self._layout, None
+        assert layout is not None
         try:
-            resume = await self._run_blocking(self._prepare, offer, admission)
+            resume = await self._run_blocking(self._prepare, offer, admission, layout)
         except DiskFullError as error:
             self._outcome = Refused(m.Refusal.NO_SPACE, error.detail)
             await self._send(self._machine.reject(m.Refusal.NO_SPACE, error.detail))
@@ -196,10 +209,8 @@ class Receiving(Conversation):
         with take:
             await self._write(take)
 
-    def _prepare(self, offer: Offered, admission: Admission) -> list[m.ItemResume]:
-        landing = Landing(
-            admission.destination, admission.name, offer.items, adopt=admission.adopt, fresh=admission.fresh
-        )
+    def _prepare(self, offer: Offered, admission: Admission, layout: Layout) -> list[m.ItemResume]:
+        landing = Landing(admission.destination, admission.name, layout, adopt=admission.adopt, fresh=admission.fresh)
         self._landing = landing
         resume = landing.verify()
         admission.room(landing, offer.total_bytes - landing.done_bytes)

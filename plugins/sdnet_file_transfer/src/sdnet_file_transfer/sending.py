@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from sdnet_core.errors import TransportError
@@ -135,6 +136,7 @@ class Sending(Conversation):
             if self._stop:
                 return
             await self._send(record)
+            await anyio.lowlevel.checkpoint()  # it leaves while the next one is made
         # The receiver most often has nothing of it yet: what goes first is read while it decides.
         reader, filling = self._open_source({})
         filling.begin()
