@@ -98,7 +98,7 @@ class _Sdnet:
         self._downloads = downloads
 
     def copy(self, watcher: Watcher, source: Path, target: Path) -> Path:
-        command = [sys.executable, "-m", "sdnet_core.cli", "--instance", self._sender.name]
+        command = [Path(sys.executable).with_name("sdnet"), "--instance", self._sender.name]
         run(watcher, [*command, "send", source, "--to", "bob"], environment=self._sender.environment)
         return self._downloads / source.name
 
