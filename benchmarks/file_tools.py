@@ -25,12 +25,15 @@ from benchmarks.file_processes import Background, Watcher, run
 from benchmarks.harness import BenchmarkError
 from sdnet_core.testing import paired_daemons
 
-__all__ = ["ENCRYPTED", "TOOLS", "MissingError", "Tool"]
+__all__ = ["DELETING", "ENCRYPTED", "TOOLS", "MissingError", "Tool"]
 
 _START_S = 30.0
 _COPY_S = 600.0
 ENCRYPTED = ("scp", "rsync_ssh", "wormhole", "syncthing", "croc")
 """What copies files or folders by one command, encrypted; tar over ssh is two commands and stands beside them."""
+
+DELETING = ("syncthing",)
+"""What deletes what it has copied before it copies again; it also takes many times as long as the others."""
 
 
 class MissingError(Exception):
