@@ -9,7 +9,8 @@ import sys
 import click
 import pytest
 
-from sdnet_file_transfer.cli import parse_rate
+from sdnet_core.cli.kit import Cli
+from sdnet_file_transfer.cli import begin, parse_rate
 
 
 @pytest.mark.parametrize("disabled", [False, True])
@@ -19,6 +20,18 @@ def test_a_declared_command_of_a_plugin_that_is_disabled_is_none(disabled: bool)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == (2 if disabled else 0)
     assert ("no command 'send'" in done.stderr) is disabled
+
+
+def test_who_interrupts_before_the_node_has_answered_is_told_that_it_may_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sdnet_core.daemon.client.ApiClient.stream", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        begin(Cli("nobody"), "/x", {}, detach=False, as_json=False)
+    assert "sdnet transfers shows it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,12 @@ def begin(cli: Cli, path: str, body: dict[str, Any], *, detach: bool, as_json: b
             way = "to" if transfer["direction"] == "send" else "from"
             cli.print(f"{_what(transfer)} is on its way {way} {transfer['device_name']}: transfer {transfer['id']}")
         return
-    with cli.client.stream(path, body, watch=True) as snapshots:
+    try:
+        snapshots = cli.client.stream(path, body, watch=True)
+    except KeyboardInterrupt:
+        cli.note("Interrupted before it had begun. The node may begin it all the same: sdnet transfers shows it.")
+        raise
+    with snapshots:
         transfer = _follow(cli, snapshots, as_json=as_json)
     if as_json:
         cli.print_json(transfer)
