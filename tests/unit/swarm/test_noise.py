@@ -18,12 +18,13 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from sdnet_core.swarm.noise import PROTOCOL_ID, NoiseSession, NoiseTransport
 from sdnet_core.swarm.noise_core import MAX_PLAINTEXT_BYTES, CipherState, Sealer
+from tests.key_pairs import KEY_KINDS, make_key_pair
 from tests.sinks import Kept, delivered
 
 # isort: split
 from libp2p.abc import ISecureConn, ISecureTransport
 from libp2p.connection_types import ConnectionType
-from libp2p.crypto import ed25519, rsa, secp256k1, x25519
+from libp2p.crypto import ed25519, x25519
 from libp2p.crypto.keys import KeyPair
 from libp2p.io.exceptions import ConnectionClosedError, DecryptionFailedException, IncompleteReadError, IOException
 from libp2p.io.trio import TrioTCPStream
@@ -138,13 +139,9 @@ async def test_data_goes_both_ways_at_once(kind: type[RawConnection], size: int,
 
 
 @pytest.mark.parametrize("role", ["dialler", "listener"])
-@pytest.mark.parametrize("keys", ["ed25519", "rsa", "secp256k1"])
+@pytest.mark.parametrize("keys", KEY_KINDS)
 async def test_py_libp2ps_noise_understands_us_and_we_it(role: str, keys: str) -> None:
-    other = {
-        "ed25519": lambda: ALICE,
-        "rsa": lambda: rsa.create_new_key_pair(2048),
-        "secp256k1": lambda: secp256k1.create_new_key_pair(b"k" * 32),
-    }[keys]()
+    other = make_key_pair(keys)
     async with raw_pair() as pair:
         dialling: tuple[ISecureTransport, ISecureTransport] = (stock(other), NoiseTransport(BOB))
         listening: tuple[ISecureTransport, ISecureTransport] = (NoiseTransport(other), stock(BOB))

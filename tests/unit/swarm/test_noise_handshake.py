@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -18,10 +16,11 @@ from sdnet_core.swarm.noise_handshake import (
     make_payload,
     verify_payload,
 )
+from tests.key_pairs import KEY_KINDS, make_key_pair
 from tests.sinks import opened
 
 # isort: split
-from libp2p.crypto import ed25519, rsa, secp256k1
+from libp2p.crypto import ed25519, rsa
 from libp2p.crypto.keys import KeyPair, KeyType, PrivateKey, PublicKey
 from libp2p.crypto.pb import crypto_pb2
 from libp2p.peer.id import ID
@@ -34,12 +33,6 @@ BOB = ed25519.create_new_key_pair(b"b" * 32)
 STATIC = X25519PrivateKey.from_private_bytes(b"s" * 32)
 STATIC_PUBLIC = STATIC.public_key().public_bytes_raw()
 SIGNED = b"noise-libp2p-static-key:" + STATIC_PUBLIC
-
-KEYS: dict[str, Callable[[], KeyPair]] = {
-    "ed25519": lambda: ALICE,
-    "secp256k1": lambda: secp256k1.create_new_key_pair(b"k" * 32),
-    "rsa": functools.cache(lambda: rsa.create_new_key_pair(2048)),
-}
 
 
 def side(
@@ -174,9 +167,9 @@ def test_a_signature_of_another_static_key_is_refused() -> None:
         initiator.receive(thief.receive(initiator.start()))
 
 
-@pytest.mark.parametrize("name", KEYS)
-def test_identity_keys_of_every_kind_that_can_be_checked(name: str) -> None:
-    identity = KEYS[name]()
+@pytest.mark.parametrize("kind", KEY_KINDS)
+def test_identity_keys_of_every_kind_that_can_be_checked(kind: str) -> None:
+    identity = make_key_pair(kind)
     remote = verify_payload(make_payload(identity.private_key, STATIC), STATIC_PUBLIC)
     assert remote.peer_id == ID.from_pubkey(identity.public_key)
     assert remote.public_key == identity.public_key
@@ -185,10 +178,10 @@ def test_identity_keys_of_every_kind_that_can_be_checked(name: str) -> None:
     assert verify_payload(theirs, STATIC_PUBLIC) == remote
 
 
-@pytest.mark.parametrize("name", KEYS)
+@pytest.mark.parametrize("kind", KEY_KINDS)
 @pytest.mark.parametrize("forgery", ["nothing", "short", "long", "zeros", "of something else", "by somebody else"])
-def test_bad_signatures_are_refused(name: str, forgery: str) -> None:
-    identity = KEYS[name]()
+def test_bad_signatures_are_refused(kind: str, forgery: str) -> None:
+    identity = make_key_pair(kind)
     good = identity.private_key.sign(SIGNED)
     bad = {
         "nothing": b"",
