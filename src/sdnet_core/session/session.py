@@ -19,7 +19,10 @@ __all__ = ["MAX_EPOCHS", "Session", "SessionTable", "keep_ours"]
 logger = logging.getLogger(__name__)
 
 MAX_EPOCHS = 4
-"""Epochs of a session that live at a time: the current one and old ones that are ending."""
+"""Epochs of a session that live at a time before we begin another: the current one and old ones that are ending.
+
+The other device may begin one more, since what has ended for it lives here as much longer as a message took.
+"""
 
 
 def keep_ours(local_peer_id: str, remote_peer_id: str, role: Role) -> bool:
@@ -141,7 +144,7 @@ class Session:
         :raises ProtocolError: too many epochs are alive.
         """
         self._forget_old()
-        if len(self._epochs) >= MAX_EPOCHS:
+        if len(self._epochs) > MAX_EPOCHS:
             raise ProtocolError("The other side changes keys too often.")
         if self.closed:
             raise ProtocolError("The session is closed.")
